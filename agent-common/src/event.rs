@@ -82,7 +82,7 @@ pub struct SeenFlowKey {
 }
 
 const _: () = {
-    assert!(size_of::<Event>() == 104);
+    assert!(size_of::<Event>() == 96);
     assert!(size_of::<SeenFlow>() == 16);
     assert!(size_of::<SeenFlowKey>() == 16);
 };
