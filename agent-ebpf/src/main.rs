@@ -10,7 +10,8 @@
 #![no_main]
 #![allow(
     unreachable_pub,
-    reason = "a binary reaches nothing: pub marks what a module offers to the others"
+    missing_docs,
+    reason = "a binary reaches nothing: pub marks what a module offers to the others; and the entry points' macros lose their docs"
 )]
 
 mod conntrack;
@@ -46,91 +47,109 @@ fn stub(ctx: &TcContext, hook: u32) -> i32 {
     NEXT
 }
 
+/// Attached to the ingress of a pod link's host side.
 #[classifier]
 pub fn stub_from_pod(ctx: TcContext) -> i32 {
     stub(&ctx, hook::FROM_POD)
 }
 
+/// Attached to the egress of a pod link's host side.
 #[classifier]
 pub fn stub_to_pod(ctx: TcContext) -> i32 {
     stub(&ctx, hook::TO_POD)
 }
 
+/// Attached to the ingress of an uplink.
 #[classifier]
 pub fn stub_from_uplink(ctx: TcContext) -> i32 {
     stub(&ctx, hook::FROM_UPLINK)
 }
 
+/// What a pod sends: established flows.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     from_pod::established(&ctx)
 }
 
+/// What reaches a pod through the stack: established flows.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     to_pod::established(&ctx)
 }
 
+/// What comes from outside: established flows.
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     from_uplink::established(&ctx)
 }
 
+/// What a pod sends: the rest.
 #[classifier]
 pub fn new_from_pod(ctx: TcContext) -> i32 {
     from_pod::new(&ctx)
 }
 
+/// What reaches a pod through the stack: the rest.
 #[classifier]
 pub fn new_to_pod(ctx: TcContext) -> i32 {
     to_pod::new(&ctx)
 }
 
+/// What comes from outside: the rest.
 #[classifier]
 pub fn new_from_uplink(ctx: TcContext) -> i32 {
     from_uplink::new(&ctx)
 }
 
+/// Turns a packet into its own rejection.
 #[classifier]
 pub fn reject(ctx: TcContext) -> i32 {
     reject::answer(&ctx)
 }
 
+/// The host's own `connect`, IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     socket::connect_v4(&ctx)
 }
 
+/// The host's own `connect`, IPv6.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     socket::connect_v6(&ctx)
 }
 
+/// The host's own `sendmsg`, IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     socket::connect_v4(&ctx)
 }
 
+/// The host's own `sendmsg`, IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     socket::connect_v6(&ctx)
 }
 
+/// The host's own `recvmsg`, IPv4.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
     socket::reverse_v4(&ctx)
 }
 
+/// The host's own `recvmsg`, IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
     socket::reverse_v6(&ctx)
 }
 
+/// The host's own `getpeername`, IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     socket::reverse_v4(&ctx)
 }
 
+/// The host's own `getpeername`, IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     socket::reverse_v6(&ctx)

@@ -1,7 +1,7 @@
 //! Every map. Keys, values and capacities: `agent_common`.
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Event, Flow,
+    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow,
     GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
     SetWord, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, limits,
 };
@@ -57,7 +57,7 @@ pub static COUNTERS_MAP: PerCpuArray<Counter, { COUNTERS as usize }> = PerCpuArr
 #[btf_map(name = "budget")]
 pub static BUDGET: PerCpuArray<Budget, { budget::BUDGETS as usize }> = PerCpuArray::new();
 #[btf_map(name = "events")]
-pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+pub static EVENTS: RingBuf<(), { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<{ limits::PROGRAMS as usize }> = ProgramArray::new();
 /// Working memory of the TC programs, which never interrupt each other on one CPU (bottom halves are off). Socket programs

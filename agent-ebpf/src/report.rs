@@ -1,6 +1,8 @@
 //! Counters and events. Nothing here runs for an established flow.
 
-use agent_common::{Address, Count, NO_BACKEND, budget, count_index, event_kind, feature, limits};
+use agent_common::{
+    Address, Count, Event, NO_BACKEND, budget, count_index, event_kind, feature, limits,
+};
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::TcContext};
 
 use crate::{
@@ -93,7 +95,7 @@ pub fn event(work: &mut Work, kind: u32) -> u32 {
         count(Count::EventSuppressed);
         return 0;
     }
-    let Some(mut entry) = EVENTS.reserve(0) else {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
         count(Count::EventLost);
         return 0;
     };
