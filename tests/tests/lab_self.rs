@@ -111,7 +111,7 @@ fn silence_refusal_and_no_route_are_told_apart_and_the_server_saw_nothing() {
     node.netns().ip(&format!("rule del to {v4} blackhole\n-6 rule del to {v6} blackhole")).unwrap();
     assert_reached(client.netns(), v4, "server", client.ipv4.into());
     // What no route leads to.
-    node.netns().ip("route add unreachable 198.51.100.1/32\n-6 route add unreachable 2001:db8:1::1/128").unwrap();
+    node.netns().ip("route add unreachable 198.51.100.1/32\nroute add unreachable 2001:db8:1::1/128").unwrap();
     for to in ["198.51.100.1:80", "[2001:db8:1::1]:80"] {
         let to = to.parse().unwrap();
         assert_eq!(probe::connect(client.netns(), to, DEADLINE).unwrap(), Outcome::Unreachable, "{to}");
@@ -362,7 +362,7 @@ fn manifests_are_kubernetes_objects() {
     let service: v1::Service = serde_yaml_ng::from_str(&read("Service.default.web.yaml")).unwrap();
     assert_eq!(service.spec.unwrap().cluster_ips.unwrap().len(), 2);
     let slice: EndpointSlice = serde_yaml_ng::from_str(&read("EndpointSlice.default.web-ipv6.yaml")).unwrap();
-    assert_eq!(slice.endpoints[0].addresses, [pod.ipv6.to_string()]);
+    assert_eq!(slice.endpoints.unwrap()[0].addresses, [pod.ipv6.to_string()]);
     let policy: NetworkPolicy = serde_yaml_ng::from_str(&read("NetworkPolicy.default.only-world.yaml")).unwrap();
     assert!(policy.spec.is_some());
     let namespace: v1::Namespace = serde_yaml_ng::from_str(&read("Namespace.cluster.default.yaml")).unwrap();

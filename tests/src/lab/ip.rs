@@ -8,10 +8,25 @@ use anyhow::{Context, Result, bail};
 use super::netns::Netns;
 use super::process;
 
-/// Runs lines of `ip` commands in a namespace, or in the caller's. It stops at the first line that fails.
+/// A line that begins so is for IPv6: `ip` takes the family for a whole batch only. Where a line has an address, `ip route`
+/// and `ip addr` see the family by themselves; `ip rule` does not.
+const IPV6: &str = "-6 ";
+
+/// Runs lines of `ip` commands in a namespace, or in the caller's. It stops at the first line that fails. Lines that begin
+/// with `-6` run after the others.
 pub(crate) fn batch(netns: Option<&Netns>, script: &str) -> Result<()> {
+    let ipv6: Vec<&str> = script.lines().filter_map(|line| line.strip_prefix(IPV6)).collect();
+    if ipv6.is_empty() {
+        return run(netns, &["-batch", "-"], script);
+    }
+    let others: Vec<&str> = script.lines().filter(|line| !line.starts_with(IPV6)).collect();
+    run(netns, &["-batch", "-"], &others.join("\n"))?;
+    run(netns, &["-6", "-batch", "-"], &ipv6.join("\n"))
+}
+
+fn run(netns: Option<&Netns>, args: &[&str], script: &str) -> Result<()> {
     let mut command = Command::new("ip");
-    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     if let Some(netns) = netns {
         process::enter_before_exec(&mut command, netns)?;
     }

@@ -63,7 +63,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// `ip` lines that route this node's pod ranges to it.
     pub(crate) fn routes_to_pods(&self) -> String {
-        format!("route add {} via {}\n-6 route add {} via {}\n", self.pods_v4, self.ipv4, self.pods_v6, self.ipv6)
+        format!("route add {} via {}\nroute add {} via {}\n", self.pods_v4, self.ipv4, self.pods_v6, self.ipv6)
     }
 }
 
@@ -140,7 +140,7 @@ impl Node {
         wire.plug(&port, &node.as_peer())?;
         // After the far end is up: the kernel takes no IPv6 route over a link without carrier for good.
         node.netns.ip(&format!(
-            "route add default via {}\n-6 route add default via {}\n",
+            "route add default via {}\nroute add default via {}\n",
             Wire::GATEWAY_V4,
             Wire::GATEWAY_V6,
         ))?;

@@ -201,13 +201,13 @@ fn inside(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> String {
          neigh add {NEXT_HOP_V6} lladdr {HOST_MAC} dev {eth} nud permanent\n\
          route add {NEXT_HOP_V4}/32 dev {eth} scope link\n\
          route add default via {NEXT_HOP_V4} dev {eth}\n\
-         -6 route add default via {NEXT_HOP_V6} dev {eth}\n"
+         route add default via {NEXT_HOP_V6} dev {eth}\n"
     )
 }
 
 fn host_routes(script: &mut String, device: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<()> {
     // `replace`: setting a link down takes its IPv4 routes but may leave the IPv6 one.
-    writeln!(script, "route replace {ipv4}/32 dev {device} scope link\n-6 route replace {ipv6}/128 dev {device}")?;
+    writeln!(script, "route replace {ipv4}/32 dev {device} scope link\nroute replace {ipv6}/128 dev {device}")?;
     Ok(())
 }
 
