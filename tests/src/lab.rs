@@ -65,7 +65,10 @@ impl Lab {
     /// # Errors
     /// Not root, no `ip` program, no cgroup2, or the kernel refused a namespace or a link.
     pub fn new(name: &str) -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "the lab makes network namespaces and needs root: run it through sudo");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the lab makes network namespaces and needs root: run it through sudo"
+        );
         process::raise_file_limit()?;
         Self::sweep(name)?;
         let id = LabId::fresh(name)?;
@@ -79,7 +82,13 @@ impl Lab {
     fn build(id: &LabId, dir: PathBuf) -> Result<Self> {
         let wire = Wire::new(id)?;
         let cgroup = Cgroup::create(&id.to_string())?;
-        Ok(Self { id: id.clone(), dir, wire, nodes: Mutex::new(Vec::new()), cgroup })
+        Ok(Self {
+            id: id.clone(),
+            dir,
+            wire,
+            nodes: Mutex::new(Vec::new()),
+            cgroup,
+        })
     }
 
     /// Removes the labs whose name begins with `name` (all with an empty one) and whose owner process is dead, and
@@ -126,11 +135,20 @@ impl Lab {
     /// The name is taken or unfit, there are too many nodes, or the kernel refused a namespace, link or route.
     pub fn node_with(&self, name: &str, options: NodeOptions) -> Result<Node> {
         let mut nodes = lock(&self.nodes);
-        let index = u8::try_from(nodes.len() + 1).ok().filter(|i| *i <= node::MAX_NODES);
-        let index = index.with_context(|| format!("a lab has room for {} nodes", node::MAX_NODES))?;
-        ensure!(nodes.iter().all(|n| n.name != name), "lab {} has a node {name} already", self.id);
+        let index = u8::try_from(nodes.len() + 1)
+            .ok()
+            .filter(|i| *i <= node::MAX_NODES);
+        let index =
+            index.with_context(|| format!("a lab has room for {} nodes", node::MAX_NODES))?;
+        ensure!(
+            nodes.iter().all(|n| n.name != name),
+            "lab {} has a node {name} already",
+            self.id
+        );
         let cgroup = self.cgroup.child(name)?;
-        let node = Node::new(&self.id, &self.dir, &self.wire, name, index, options, cgroup)?;
+        let node = Node::new(
+            &self.id, &self.dir, &self.wire, name, index, options, cgroup,
+        )?;
         let peer = node.as_peer();
         for other in nodes.iter() {
             other.netns.ip(&peer.routes_to_pods())?;

@@ -91,10 +91,19 @@ impl AgentPlan {
             Source::Manifests(dir) => command.arg("--manifests").arg(dir),
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
-        command.arg("--pin-root").arg(&self.pin_root).arg("--socket").arg(&self.socket);
+        command
+            .arg("--pin-root")
+            .arg(&self.pin_root)
+            .arg("--socket")
+            .arg(&self.socket);
         command.arg("--cgroup").arg(&self.cgroup).args(&self.args);
-        command.env("NOTIFY_SOCKET", notify).envs(self.env.iter().cloned());
-        command.stdin(Stdio::null()).stdout(log.try_clone().context("sharing the agent's log")?).stderr(log);
+        command
+            .env("NOTIFY_SOCKET", notify)
+            .envs(self.env.iter().cloned());
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("sharing the agent's log")?)
+            .stderr(log);
         Ok(command)
     }
 }
@@ -129,7 +138,13 @@ impl Agent {
         let (notify, log) = (Notify::bind(&file("notify"))?, file("log"));
         let netns = Arc::clone(node.netns());
         let process = spawn(&plan, &netns, &notify, &log)?;
-        Ok(Self { plan, netns, notify, log, process })
+        Ok(Self {
+            plan,
+            netns,
+            notify,
+            log,
+            process,
+        })
     }
 
     /// Waits until the agent says that it is ready; once for each start.
@@ -142,7 +157,12 @@ impl Agent {
     }
 
     fn describe(&self) -> String {
-        format!("the agent of node {}; the end of its log {}:\n{}", self.plan.node_name, self.log.display(), self.log_tail())
+        format!(
+            "the agent of node {}; the end of its log {}:\n{}",
+            self.plan.node_name,
+            self.log.display(),
+            self.log_tail()
+        )
     }
 
     /// The plan it was started with.
@@ -173,7 +193,10 @@ impl Agent {
     /// It had ended already: then it was not this that killed it.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.process.wait(Duration::ZERO)? {
-            bail!("the agent had ended by itself ({status}) before it was killed\n{}", self.describe());
+            bail!(
+                "the agent had ended by itself ({status}) before it was killed\n{}",
+                self.describe()
+            );
         }
         self.process.kill()?;
         Ok(())
@@ -186,7 +209,12 @@ impl Agent {
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::SIGTERM)?;
         let status = self.process.wait(TERMINATE_DEADLINE)?;
-        status.with_context(|| format!("still running {TERMINATE_DEADLINE:?} after SIGTERM: {}", self.describe()))
+        status.with_context(|| {
+            format!(
+                "still running {TERMINATE_DEADLINE:?} after SIGTERM: {}",
+                self.describe()
+            )
+        })
     }
 
     /// Starts it again with the same plan, after [`Agent::kill`] or [`Agent::terminate`], and waits until it is ready.
@@ -216,12 +244,25 @@ impl Agent {
     /// The command failed, or printed no JSON.
     pub fn cli(&self, args: &[&str]) -> Result<Value> {
         let mut command = Command::new(self.plan.binary()?);
-        command.arg("--socket").arg(&self.plan.socket).args(args).args(["-o", "json"]);
-        let output = command.stdin(Stdio::null()).output().context("running the sluice CLI")?;
+        command
+            .arg("--socket")
+            .arg(&self.plan.socket)
+            .args(args)
+            .args(["-o", "json"]);
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .context("running the sluice CLI")?;
         if !output.status.success() {
-            bail!("sluice {}: {}\n{}", args.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "sluice {}: {}\n{}",
+                args.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("what `sluice {}` printed", args.join(" ")))
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("what `sluice {}` printed", args.join(" ")))
     }
 
     /// `sluice status -o json`.

@@ -20,8 +20,14 @@ const PREFIX: &str = "slc-";
 /// The kernel has no bpffs, or refuses the mount.
 pub fn ensure_mounted() -> Result<()> {
     if !is_mounted()? {
-        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mounting bpffs: try `mount -t bpf bpf {BPFFS}`"))?;
+        mount(
+            Some("bpf"),
+            BPFFS,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting bpffs: try `mount -t bpf bpf {BPFFS}`"))?;
     }
     Ok(())
 }
@@ -47,5 +53,6 @@ pub(crate) fn pin_root(lab: &str, node: &str) -> Result<PathBuf> {
 /// Removes every pin of a lab; what was attached only by a pin is detached with it.
 pub(crate) fn remove_pins(lab: &str) -> Result<()> {
     let dir = lab_pins(lab);
-    absent_is_fine(fs::remove_dir_all(&dir)).with_context(|| format!("removing the pins in {}", dir.display()))
+    absent_is_fine(fs::remove_dir_all(&dir))
+        .with_context(|| format!("removing the pins in {}", dir.display()))
 }

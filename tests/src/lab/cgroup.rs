@@ -52,8 +52,14 @@ impl Cgroup {
     /// The cgroup is gone.
     pub fn processes(&self) -> Result<Vec<u32>> {
         let path = self.path.join("cgroup.procs");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        text.lines().map(|pid| pid.parse().with_context(|| format!("{}: {pid:?} is no pid", path.display()))).collect()
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        text.lines()
+            .map(|pid| {
+                pid.parse()
+                    .with_context(|| format!("{}: {pid:?} is no pid", path.display()))
+            })
+            .collect()
     }
 }
 
@@ -86,12 +92,15 @@ fn kill_all(path: &Path) -> Result<()> {
     let kill = path.join("cgroup.kill");
     fs::write(&kill, "1").with_context(|| format!("writing {}", kill.display()))?;
     let events_path = path.join("cgroup.events");
-    let mut events = fs::File::open(&events_path).with_context(|| format!("opening {}", events_path.display()))?;
+    let mut events = fs::File::open(&events_path)
+        .with_context(|| format!("opening {}", events_path.display()))?;
     let end = Instant::now() + KILL_DEADLINE;
     loop {
         let mut text = String::new();
         events.rewind().context("rewinding cgroup.events")?;
-        events.read_to_string(&mut text).context("reading cgroup.events")?;
+        events
+            .read_to_string(&mut text)
+            .context("reading cgroup.events")?;
         if !text.contains("populated 1") {
             return Ok(());
         }
@@ -101,7 +110,11 @@ fn kill_all(path: &Path) -> Result<()> {
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         // POLLPRI: something in the file has changed since this descriptor last read it.
-        poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout).context("waiting on cgroup.events")?;
+        poll(
+            &mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)],
+            timeout,
+        )
+        .context("waiting on cgroup.events")?;
     }
 }
 

@@ -80,11 +80,18 @@ impl HostProcess {
     /// There is no `lab-hand` binary, or it could not enter.
     pub fn start(node: &Node) -> Result<Self> {
         let mut command = Command::new(hand_binary()?);
-        command.arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg("serve")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut process = Process::spawn(command, node.netns(), Some(node.cgroup().path()))?;
         let requests = process.child.stdin.take().context("lab-hand's input")?;
         let replies = process.child.stdout.take().context("lab-hand's output")?;
-        Ok(Self { process, requests, replies: BufReader::new(replies) })
+        Ok(Self {
+            process,
+            requests,
+            replies: BufReader::new(replies),
+        })
     }
 
     /// Its process id.
@@ -98,7 +105,12 @@ impl HostProcess {
     /// The process is gone.
     pub fn ask(&mut self, proto: Proto, to: SocketAddr, deadline: Duration) -> Result<Outcome> {
         let token = format!("host-{}", self.id());
-        match self.call(&Request::Ask { proto, to, token, deadline })? {
+        match self.call(&Request::Ask {
+            proto,
+            to,
+            token,
+            deadline,
+        })? {
             Reply::Outcome(outcome) => Ok(outcome),
             other => Err(unexpected(&other)),
         }
@@ -108,8 +120,15 @@ impl HostProcess {
     ///
     /// # Errors
     /// An address is not there or a port is taken.
-    pub fn serve(&mut self, name: &str, binds: &[(Proto, SocketAddr)]) -> Result<Vec<(Proto, SocketAddr)>> {
-        match self.call(&Request::Serve { name: name.to_owned(), binds: binds.to_vec() })? {
+    pub fn serve(
+        &mut self,
+        name: &str,
+        binds: &[(Proto, SocketAddr)],
+    ) -> Result<Vec<(Proto, SocketAddr)>> {
+        match self.call(&Request::Serve {
+            name: name.to_owned(),
+            binds: binds.to_vec(),
+        })? {
             Reply::Serving(addresses) => Ok(addresses),
             other => Err(unexpected(&other)),
         }
@@ -129,12 +148,21 @@ impl HostProcess {
     fn call(&mut self, request: &Request) -> Result<Reply> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
-        self.requests.write_all(line.as_bytes()).context("writing to a host process")?;
+        self.requests
+            .write_all(line.as_bytes())
+            .context("writing to a host process")?;
         let mut reply = String::new();
-        if self.replies.read_line(&mut reply).context("reading from a host process")? == 0 {
+        if self
+            .replies
+            .read_line(&mut reply)
+            .context("reading from a host process")?
+            == 0
+        {
             bail!("the host process {} has ended", self.id());
         }
-        match serde_json::from_str(&reply).with_context(|| format!("what a host process said: {reply:?}"))? {
+        match serde_json::from_str(&reply)
+            .with_context(|| format!("what a host process said: {reply:?}"))?
+        {
             Reply::Failed(what) => Err(anyhow!(what).context("a host process")),
             reply => Ok(reply),
         }

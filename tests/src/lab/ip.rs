@@ -15,22 +15,34 @@ const IPV6: &str = "-6 ";
 /// Runs lines of `ip` commands in a namespace, or in the caller's. It stops at the first line that fails. Lines that begin
 /// with `-6` run after the others.
 pub(crate) fn batch(netns: Option<&Netns>, script: &str) -> Result<()> {
-    let ipv6: Vec<&str> = script.lines().filter_map(|line| line.strip_prefix(IPV6)).collect();
+    let ipv6: Vec<&str> = script
+        .lines()
+        .filter_map(|line| line.strip_prefix(IPV6))
+        .collect();
     if ipv6.is_empty() {
         return run(netns, &["-batch", "-"], script);
     }
-    let others: Vec<&str> = script.lines().filter(|line| !line.starts_with(IPV6)).collect();
+    let others: Vec<&str> = script
+        .lines()
+        .filter(|line| !line.starts_with(IPV6))
+        .collect();
     run(netns, &["-batch", "-"], &others.join("\n"))?;
     run(netns, &["-6", "-batch", "-"], &ipv6.join("\n"))
 }
 
 fn run(netns: Option<&Netns>, args: &[&str], script: &str) -> Result<()> {
     let mut command = Command::new("ip");
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     if let Some(netns) = netns {
         process::enter_before_exec(&mut command, netns)?;
     }
-    let mut child = command.spawn().context("starting `ip` (install iproute2)")?;
+    let mut child = command
+        .spawn()
+        .context("starting `ip` (install iproute2)")?;
     if let Some(mut stdin) = child.stdin.take() {
         // `ip` may end at a bad line before it has read the rest; its own words tell more than EPIPE.
         let _ = stdin.write_all(script.as_bytes());
@@ -46,5 +58,9 @@ fn run(netns: Option<&Netns>, args: &[&str], script: &str) -> Result<()> {
 
 /// `ip` reports a failed command by its line number.
 fn numbered(script: &str) -> String {
-    script.lines().enumerate().map(|(i, line)| format!("  {}: {line}\n", i + 1)).collect()
+    script
+        .lines()
+        .enumerate()
+        .map(|(i, line)| format!("  {}: {line}\n", i + 1))
+        .collect()
 }

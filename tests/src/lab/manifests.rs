@@ -32,7 +32,9 @@ pub fn namespace(name: &str, own: Labels<'_>) -> Value {
 pub fn node(node: &Node, own: Labels<'_>) -> Value {
     let mut labels = labels(own);
     labels.insert("kubernetes.io/hostname", &node.name);
-    let addresses = node.addresses().map(|ip| json!({ "type": "InternalIP", "address": ip }));
+    let addresses = node
+        .addresses()
+        .map(|ip| json!({ "type": "InternalIP", "address": ip }));
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": node.name, "labels": labels },
@@ -59,7 +61,8 @@ pub fn pod(pod: &Pod, labels: Labels<'_>, ports: &[NamedPort<'_>]) -> Value {
 
 /// A Pod in any phase (`Pending`, `Running`, `Succeeded`, `Failed`).
 pub fn pod_in_phase(pod: &Pod, own: Labels<'_>, ports: &[NamedPort<'_>], phase: &str) -> Value {
-    let port = |p: &NamedPort<'_>| json!({ "name": p.name, "containerPort": p.port, "protocol": p.proto });
+    let port =
+        |p: &NamedPort<'_>| json!({ "name": p.name, "containerPort": p.port, "protocol": p.proto });
     let ports: Vec<Value> = ports.iter().map(port).collect();
     let ready = if phase == "Running" { "True" } else { "False" };
     json!({
@@ -98,8 +101,16 @@ impl ServicePort<'_> {
 }
 
 /// A ClusterIP Service; the families follow from the addresses.
-pub fn service(namespace: &str, name: &str, cluster_ips: &[std::net::IpAddr], ports: &[ServicePort<'_>]) -> Value {
-    let families: Vec<&str> = cluster_ips.iter().map(|ip| if ip.is_ipv6() { "IPv6" } else { "IPv4" }).collect();
+pub fn service(
+    namespace: &str,
+    name: &str,
+    cluster_ips: &[std::net::IpAddr],
+    ports: &[ServicePort<'_>],
+) -> Value {
+    let families: Vec<&str> = cluster_ips
+        .iter()
+        .map(|ip| if ip.is_ipv6() { "IPv6" } else { "IPv4" })
+        .collect();
     let port = |p: &ServicePort<'_>| {
         let mut port = json!({ "port": p.port, "targetPort": p.target, "protocol": p.proto });
         if let Some(name) = p.name() {
@@ -133,12 +144,22 @@ pub struct Endpoint<'a> {
 impl<'a> Endpoint<'a> {
     /// A ready endpoint.
     pub fn ready(pod: &'a Pod) -> Self {
-        Self { pod, ready: true, serving: true, terminating: false }
+        Self {
+            pod,
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
     }
 
     /// One that still serves while it ends.
     pub fn terminating(pod: &'a Pod) -> Self {
-        Self { pod, ready: false, serving: true, terminating: true }
+        Self {
+            pod,
+            ready: false,
+            serving: true,
+            terminating: true,
+        }
     }
 }
 
@@ -149,8 +170,10 @@ pub fn endpoint_slices(
     ports: &[ServicePort<'_>],
     endpoints: &[Endpoint<'_>],
 ) -> [Value; 2] {
-    let ports: Vec<Value> =
-        ports.iter().map(|p| json!({ "name": p.name, "port": p.target, "protocol": p.proto })).collect();
+    let ports: Vec<Value> = ports
+        .iter()
+        .map(|p| json!({ "name": p.name, "port": p.target, "protocol": p.proto }))
+        .collect();
     [("IPv4", 0), ("IPv6", 1)].map(|(family, index)| {
         let endpoint = |e: &Endpoint<'_>| {
             json!({
@@ -181,7 +204,11 @@ pub fn network_policy(namespace: &str, name: &str, spec: Value) -> Value {
 
 /// An ipBlock's CIDR for exactly the world's address of one family.
 pub fn world_cidr(ipv6: bool) -> String {
-    if ipv6 { format!("{}/128", Wire::WORLD_V6) } else { format!("{}/32", Wire::WORLD_V4) }
+    if ipv6 {
+        format!("{}/128", Wire::WORLD_V6)
+    } else {
+        format!("{}/32", Wire::WORLD_V4)
+    }
 }
 
 /// A directory of manifests, one object a file, for `--manifests`.
@@ -198,7 +225,10 @@ impl ManifestDir {
     /// # Errors
     /// It exists, or cannot be made.
     pub fn create(lab_dir: &Path, name: &str) -> Result<Self> {
-        let this = Self { path: lab_dir.join(name), staging: lab_dir.join(format!("{name}.staging")) };
+        let this = Self {
+            path: lab_dir.join(name),
+            staging: lab_dir.join(format!("{name}.staging")),
+        };
         for dir in [&this.path, &this.staging] {
             fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
         }
@@ -215,7 +245,10 @@ impl ManifestDir {
     /// # Errors
     /// The file cannot be written.
     pub fn put(&self, object: &Value) -> Result<()> {
-        self.put_file(&file_name(object)?, &serde_yaml_ng::to_string(object).context("writing YAML")?)
+        self.put_file(
+            &file_name(object)?,
+            &serde_yaml_ng::to_string(object).context("writing YAML")?,
+        )
     }
 
     /// Writes or replaces several objects.
@@ -242,7 +275,8 @@ impl ManifestDir {
     /// The file cannot be removed.
     pub fn remove(&self, object: &Value) -> Result<()> {
         let file = self.path.join(file_name(object)?);
-        absent_is_fine(fs::remove_file(&file)).with_context(|| format!("removing {}", file.display()))
+        absent_is_fine(fs::remove_file(&file))
+            .with_context(|| format!("removing {}", file.display()))
     }
 }
 

@@ -44,7 +44,9 @@ impl Netns {
     /// Makes one namespace with its loopback up.
     pub(crate) fn create(name: &str) -> Result<Arc<Self>> {
         let made = Self::create_all(&[name.to_owned()])?;
-        made.into_iter().next().context("one namespace was asked for")
+        made.into_iter()
+            .next()
+            .context("one namespace was asked for")
     }
 
     /// Makes many namespaces with one call of `ip`, each with its loopback up.
@@ -53,11 +55,16 @@ impl Netns {
         ip::batch(None, &script)?;
         let open = |name: &String| -> Result<Arc<Self>> {
             let path = Path::new(NETNS_DIR).join(name);
-            let file = File::open(&path).with_context(|| format!("opening the namespace {}", path.display()))?;
-            let netns = Arc::new(Self { name: name.clone(), file });
+            let file = File::open(&path)
+                .with_context(|| format!("opening the namespace {}", path.display()))?;
+            let netns = Arc::new(Self {
+                name: name.clone(),
+                file,
+            });
             netns.run(|| -> Result<()> {
                 for (key, value) in COMMON_SYSCTLS {
-                    absent_is_fine(write_sysctl(key, value)).with_context(|| format!("setting {key} in {name}"))?;
+                    absent_is_fine(write_sysctl(key, value))
+                        .with_context(|| format!("setting {key} in {name}"))?;
                 }
                 Ok(())
             })??;
@@ -82,7 +89,8 @@ impl Netns {
     /// # Errors
     /// No CAP_SYS_ADMIN.
     pub fn enter(&self) -> Result<()> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering the namespace {}", self.name))
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering the namespace {}", self.name))
     }
 
     /// Runs `f` inside this namespace on a thread of its own and waits for its answer. A panic in `f` goes on here.
@@ -91,10 +99,12 @@ impl Netns {
     /// The thread could not be started or could not enter.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
-            let inside = thread::Builder::new().name(self.thread_name("run")).spawn_scoped(scope, || -> Result<T> {
-                self.enter()?;
-                Ok(f())
-            });
+            let inside = thread::Builder::new()
+                .name(self.thread_name("run"))
+                .spawn_scoped(scope, || -> Result<T> {
+                    self.enter()?;
+                    Ok(f())
+                });
             match inside.context("starting a thread for a namespace")?.join() {
                 Ok(answer) => answer,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -138,7 +148,8 @@ impl Netns {
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (key, value) in settings {
-                write_sysctl(key, value).with_context(|| format!("setting {key} = {value} in {}", self.name))?;
+                write_sysctl(key, value)
+                    .with_context(|| format!("setting {key} = {value} in {}", self.name))?;
             }
             Ok(())
         })?
@@ -171,7 +182,9 @@ pub(crate) fn names() -> Result<Vec<String>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e).with_context(|| format!("listing {NETNS_DIR}")),
     };
-    entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
+    entries
+        .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Removes a namespace's name. One that is gone already is no error.
@@ -180,7 +193,10 @@ pub(crate) fn remove(name: &str) -> Result<()> {
     // EINVAL: not a mount, what an `ip netns add` that was killed half way leaves.
     match umount2(&path, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::Error::ENOENT | nix::Error::EINVAL) => {}
-        Err(e) => return Err(e).with_context(|| format!("unmounting the namespace {}", path.display())),
+        Err(e) => {
+            return Err(e).with_context(|| format!("unmounting the namespace {}", path.display()));
+        }
     }
-    absent_is_fine(fs::remove_file(&path)).with_context(|| format!("removing the namespace {}", path.display()))
+    absent_is_fine(fs::remove_file(&path))
+        .with_context(|| format!("removing the namespace {}", path.display()))
 }

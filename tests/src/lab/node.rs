@@ -45,7 +45,10 @@ pub struct NodeOptions {
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { rp_filter: RpFilter::Off, uplink_mtu: 1500 }
+        Self {
+            rp_filter: RpFilter::Off,
+            uplink_mtu: 1500,
+        }
     }
 }
 
@@ -63,7 +66,10 @@ pub(crate) struct Peer {
 impl Peer {
     /// `ip` lines that route this node's pod ranges to it.
     pub(crate) fn routes_to_pods(&self) -> String {
-        format!("route add {} via {}\nroute add {} via {}\n", self.pods_v4, self.ipv4, self.pods_v6, self.ipv6)
+        format!(
+            "route add {} via {}\nroute add {} via {}\n",
+            self.pods_v4, self.ipv4, self.pods_v6, self.ipv6
+        )
     }
 }
 
@@ -198,7 +204,16 @@ impl Node {
     }
 
     fn pod_ipv6(&self, last: u8) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x244, u16::from(self.index), 0, 0, 0, 0, u16::from(last))
+        Ipv6Addr::new(
+            0xfd00,
+            0x244,
+            u16::from(self.index),
+            0,
+            0,
+            0,
+            0,
+            u16::from(last),
+        )
     }
 
     /// Makes one pod in the namespace `default` with the next free addresses.
@@ -231,10 +246,18 @@ impl Node {
                 (Some(ipv4), Some(ipv6)) => (ipv4, ipv6),
                 (ipv4, ipv6) => {
                     let last = self.take_address()?;
-                    (ipv4.unwrap_or_else(|| self.pod_ipv4(last)), ipv6.unwrap_or_else(|| self.pod_ipv6(last)))
+                    (
+                        ipv4.unwrap_or_else(|| self.pod_ipv4(last)),
+                        ipv6.unwrap_or_else(|| self.pod_ipv6(last)),
+                    )
                 }
             };
-            plans.push(pod::Plan { namespace: spec.namespace, name: spec.name, ipv4, ipv6 });
+            plans.push(pod::Plan {
+                namespace: spec.namespace,
+                name: spec.name,
+                ipv4,
+                ipv6,
+            });
         }
         pod::create(&self.lab, self, plans)
     }
@@ -244,13 +267,22 @@ impl Node {
         self.next_pod
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
             .ok()
-            .with_context(|| format!("node {}: the pod range {} is used up", self.name, self.pod_range_v4()))
+            .with_context(|| {
+                format!(
+                    "node {}: the pod range {} is used up",
+                    self.name,
+                    self.pod_range_v4()
+                )
+            })
     }
 }
 
 /// Names become parts of file and namespace names, and of Kubernetes objects: DNS labels (RFC 1123).
 fn ensure_label(name: &str) -> Result<()> {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    ensure!(!name.is_empty() && name.bytes().all(fits), "{name:?} is no DNS label (a-z, 0-9, -)");
+    ensure!(
+        !name.is_empty() && name.bytes().all(fits),
+        "{name:?} is no DNS label (a-z, 0-9, -)"
+    );
     Ok(())
 }

@@ -26,10 +26,15 @@ pub(crate) struct Notify {
 impl Notify {
     /// Makes the socket; one that an earlier daemon left at this path is replaced.
     pub(crate) fn bind(path: &Path) -> Result<Self> {
-        absent_is_fine(std::fs::remove_file(path)).with_context(|| format!("removing {}", path.display()))?;
-        let socket = UnixDatagram::bind(path).with_context(|| format!("making the socket {}", path.display()))?;
+        absent_is_fine(std::fs::remove_file(path))
+            .with_context(|| format!("removing {}", path.display()))?;
+        let socket = UnixDatagram::bind(path)
+            .with_context(|| format!("making the socket {}", path.display()))?;
         socket.set_nonblocking(true)?;
-        Ok(Self { path: path.to_owned(), socket })
+        Ok(Self {
+            path: path.to_owned(),
+            socket,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -50,7 +55,10 @@ impl Notify {
             let readable = wait_readable(&[self.socket.as_fd(), process.ended()], end)?;
             match readable[..] {
                 [true, _] => {}
-                [_, true] => bail!("it ended before it was ready: {:?}", process.wait(Duration::ZERO)?),
+                [_, true] => bail!(
+                    "it ended before it was ready: {:?}",
+                    process.wait(Duration::ZERO)?
+                ),
                 _ => bail!("it was not ready within {deadline:?}"),
             }
         }
@@ -60,7 +68,13 @@ impl Notify {
         let mut buffer = [0; MAX_MESSAGE];
         loop {
             match self.socket.recv(&mut buffer) {
-                Ok(n) if String::from_utf8_lossy(&buffer[..n]).lines().any(|line| line == READY) => return Ok(true),
+                Ok(n)
+                    if String::from_utf8_lossy(&buffer[..n])
+                        .lines()
+                        .any(|line| line == READY) =>
+                {
+                    return Ok(true);
+                }
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(e).context("reading a notify socket"),

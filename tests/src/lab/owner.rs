@@ -41,7 +41,11 @@ impl LabId {
             "a lab's name is made of ASCII letters and digits, {name:?} is not"
         );
         let number = NEXT_LAB.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { name: name.to_owned(), pid: std::process::id(), number })
+        Ok(Self {
+            name: name.to_owned(),
+            pid: std::process::id(),
+            number,
+        })
     }
 
     /// The full name of this lab's namespace `role`.
@@ -60,17 +64,22 @@ impl fmt::Display for LabId {
 pub(crate) fn claim(id: &LabId) -> Result<PathBuf> {
     let _lock = lock_run_dir()?;
     let dir = Path::new(RUN_DIR).join(id.to_string());
-    fs::create_dir(&dir).with_context(|| format!("making the lab's directory {}", dir.display()))?;
+    fs::create_dir(&dir)
+        .with_context(|| format!("making the lab's directory {}", dir.display()))?;
     let pid = std::process::id();
     let start = start_time(pid).context("reading this process's own start time")?;
-    fs::write(dir.join(OWNER_FILE), format!("{pid} {start}\n")).context("writing the lab's owner record")?;
+    fs::write(dir.join(OWNER_FILE), format!("{pid} {start}\n"))
+        .context("writing the lab's owner record")?;
     Ok(dir)
 }
 
 fn lock_run_dir() -> Result<Flock<File>> {
     fs::create_dir_all(RUN_DIR).with_context(|| format!("making {RUN_DIR}"))?;
-    let file = File::create(Path::new(RUN_DIR).join(LOCK_FILE)).context("opening the lock of all labs")?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).context("locking the labs' run directory")
+    let file =
+        File::create(Path::new(RUN_DIR).join(LOCK_FILE)).context("opening the lock of all labs")?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .context("locking the labs' run directory")
 }
 
 /// Removes every lab with this name prefix whose owner is dead; answers their ids.
@@ -85,7 +94,9 @@ pub(crate) fn sweep(name: &str) -> Result<Vec<String>> {
     }
     for netns in netns::names()? {
         // slc-<name>-<pid>-<number>-<role>: the id is the first three parts after the prefix.
-        let Some(rest) = netns.strip_prefix(NETNS_PREFIX) else { continue };
+        let Some(rest) = netns.strip_prefix(NETNS_PREFIX) else {
+            continue;
+        };
         let parts: Vec<&str> = rest.splitn(4, '-').collect();
         if let [name, pid, number, _] = parts[..] {
             ids.insert(format!("{name}-{pid}-{number}"));
@@ -109,7 +120,8 @@ pub(crate) fn remove(id: &str) -> Result<()> {
         netns::remove(name)?;
     }
     bpffs::remove_pins(id)?;
-    absent_is_fine(fs::remove_dir_all(Path::new(RUN_DIR).join(id))).context("removing the lab's directory")
+    absent_is_fine(fs::remove_dir_all(Path::new(RUN_DIR).join(id)))
+        .context("removing the lab's directory")
 }
 
 /// Turns "it is not there" into success, for removals.
@@ -121,9 +133,13 @@ pub(crate) fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()>
 }
 
 fn owner_lives(id: &str) -> bool {
-    let Ok(record) = fs::read_to_string(Path::new(RUN_DIR).join(id).join(OWNER_FILE)) else { return false };
+    let Ok(record) = fs::read_to_string(Path::new(RUN_DIR).join(id).join(OWNER_FILE)) else {
+        return false;
+    };
     let mut fields = record.split_whitespace().map(str::parse::<u64>);
-    let (Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next()) else { return false };
+    let (Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next()) else {
+        return false;
+    };
     u32::try_from(pid).is_ok_and(|pid| start_time(pid) == Some(start))
 }
 

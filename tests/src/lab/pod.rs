@@ -56,7 +56,12 @@ pub struct PodSpec {
 impl PodSpec {
     /// A pod in the namespace `default` with addresses of the node's choice.
     pub fn new(name: &str) -> Self {
-        Self { namespace: "default".to_owned(), name: name.to_owned(), ipv4: None, ipv6: None }
+        Self {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            ipv4: None,
+            ipv6: None,
+        }
     }
 
     /// The same in another Kubernetes namespace.
@@ -128,7 +133,9 @@ impl Pod {
 
     /// A spec that makes this pod again with the same addresses (and so the same device name).
     pub fn spec(&self) -> PodSpec {
-        PodSpec::new(&self.name).in_namespace(&self.namespace).at(self.ipv4, self.ipv6)
+        PodSpec::new(&self.name)
+            .in_namespace(&self.namespace)
+            .at(self.ipv4, self.ipv6)
     }
 
     /// Sets the host side down, as a CNI or an operator might; the kernel drops the host routes with it.
@@ -136,7 +143,8 @@ impl Pod {
     /// # Errors
     /// The link is gone.
     pub fn link_down(&self) -> Result<()> {
-        self.node_netns.ip(&format!("link set {} down", self.device))
+        self.node_netns
+            .ip(&format!("link set {} down", self.device))
     }
 
     /// Sets the host side up and gives the node its host routes back.
@@ -155,13 +163,15 @@ impl Pod {
     /// The link was gone already, or the namespace could not be removed.
     pub fn delete(self) -> Result<()> {
         self.node_netns.ip(&format!("link del {}", self.device))?;
-        netns::remove(self.netns.name()).with_context(|| format!("deleting the pod {}", self.full_name()))
+        netns::remove(self.netns.name())
+            .with_context(|| format!("deleting the pod {}", self.full_name()))
     }
 }
 
 /// Makes the pods of `plans` on `node`: one call of `ip` for all namespaces, one for all links, one inside each pod.
 pub(crate) fn create(lab: &LabId, node: &Node, plans: Vec<Plan>) -> Result<Vec<Pod>> {
-    let role = |plan: &Plan| lab.netns(&format!("p-{}-{}-{}", node.name, plan.namespace, plan.name));
+    let role =
+        |plan: &Plan| lab.netns(&format!("p-{}-{}-{}", node.name, plan.namespace, plan.name));
     let names: Vec<String> = plans.iter().map(role).collect();
     let namespaces = Netns::create_all(&names)?;
     let mut pods = Vec::new();
@@ -175,10 +185,26 @@ pub(crate) fn create(lab: &LabId, node: &Node, plans: Vec<Plan>) -> Result<Vec<P
             Pod::DEVICE,
             netns.name()
         )?;
-        let Plan { namespace, name, ipv4, ipv6 } = plan;
+        let Plan {
+            namespace,
+            name,
+            ipv4,
+            ipv6,
+        } = plan;
         let (node_name, node_netns) = (node.name.clone(), Arc::clone(node.netns()));
         let (uid, created) = (fresh_uid(), Timestamp::now().strftime("%FT%TZ").to_string());
-        pods.push(Pod { namespace, name, node: node_name, ipv4, ipv6, device, uid, created, netns, node_netns });
+        pods.push(Pod {
+            namespace,
+            name,
+            node: node_name,
+            ipv4,
+            ipv6,
+            device,
+            uid,
+            created,
+            netns,
+            node_netns,
+        });
     }
     node.netns().ip(&links)?;
     let mut routes = String::new();
@@ -207,7 +233,10 @@ fn inside(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> String {
 
 fn host_routes(script: &mut String, device: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<()> {
     // `replace`: setting a link down takes its IPv4 routes but may leave the IPv6 one.
-    writeln!(script, "route replace {ipv4}/32 dev {device} scope link\nroute replace {ipv6}/128 dev {device}")?;
+    writeln!(
+        script,
+        "route replace {ipv4}/32 dev {device} scope link\nroute replace {ipv6}/128 dev {device}"
+    )?;
     Ok(())
 }
 

@@ -22,7 +22,10 @@ use super::netns::Netns;
 
 /// Lets `command` enter `netns` between fork and exec.
 pub(crate) fn enter_before_exec(command: &mut Command, netns: &Netns) -> Result<()> {
-    let file = netns.file().try_clone().context("duplicating a namespace's descriptor")?;
+    let file = netns
+        .file()
+        .try_clone()
+        .context("duplicating a namespace's descriptor")?;
     let enter = move || setns(&file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
     // SAFETY: between fork and exec the closure makes one system call on a descriptor it owns, and allocates nothing.
     unsafe { command.pre_exec(enter) };
@@ -32,9 +35,16 @@ pub(crate) fn enter_before_exec(command: &mut Command, netns: &Netns) -> Result<
 /// Lets `command` join the cgroup at `dir` between fork and exec, so that no socket of it is made outside.
 fn join_before_exec(command: &mut Command, dir: &Path) -> Result<()> {
     let path = dir.join("cgroup.procs");
-    let file = OpenOptions::new().write(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
     // "0" is the writing process itself.
-    let join = move || nix::unistd::write(&file, b"0").map(drop).map_err(io::Error::from);
+    let join = move || {
+        nix::unistd::write(&file, b"0")
+            .map(drop)
+            .map_err(io::Error::from)
+    };
     // SAFETY: between fork and exec the closure makes one system call on a descriptor it owns, and allocates nothing.
     unsafe { command.pre_exec(join) };
     Ok(())
@@ -46,7 +56,11 @@ fn die_with_owner(command: &mut Command) {
     let bind = move || {
         set_pdeathsig(Signal::SIGKILL)?;
         // The owner may have died before the line above took effect.
-        if getppid() == owner { Ok(()) } else { Err(io::Error::from(nix::Error::ESRCH)) }
+        if getppid() == owner {
+            Ok(())
+        } else {
+            Err(io::Error::from(nix::Error::ESRCH))
+        }
     };
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
     unsafe { command.pre_exec(bind) };
@@ -68,7 +82,9 @@ static SPAWNER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
         }
     };
     // Without this thread every spawn reports that it is gone.
-    let _ = thread::Builder::new().name("lab-spawner".to_owned()).spawn(forks);
+    let _ = thread::Builder::new()
+        .name("lab-spawner".to_owned())
+        .spawn(forks);
     Mutex::new(sender)
 });
 
@@ -94,8 +110,12 @@ impl Process {
         }
         enter_before_exec(&mut command, netns)?;
         let (answer, started) = mpsc::channel();
-        lock(&SPAWNER).send((command, answer)).map_err(|_| anyhow!("the lab's spawner thread is gone"))?;
-        let started = started.recv().map_err(|_| anyhow!("the lab's spawner thread is gone"))?;
+        lock(&SPAWNER)
+            .send((command, answer))
+            .map_err(|_| anyhow!("the lab's spawner thread is gone"))?;
+        let started = started
+            .recv()
+            .map_err(|_| anyhow!("the lab's spawner thread is gone"))?;
         let child = started.with_context(|| format!("starting {what}"))?;
         let pidfd = pidfd_open(child.id()).with_context(|| format!("watching {what}"))?;
         Ok(Self { child, pidfd, what })
@@ -127,7 +147,9 @@ impl Process {
     pub fn wait(&mut self, deadline: Duration) -> Result<Option<ExitStatus>> {
         let end = Instant::now() + deadline;
         wait_readable(&[self.ended()], end)?;
-        self.child.try_wait().with_context(|| format!("waiting for {}", self.what))
+        self.child
+            .try_wait()
+            .with_context(|| format!("waiting for {}", self.what))
     }
 
     /// Kills the process with SIGKILL and waits for its end.
@@ -135,8 +157,12 @@ impl Process {
     /// # Errors
     /// The wait itself failed.
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        self.child.kill().with_context(|| format!("killing {}", self.what))?;
-        self.child.wait().with_context(|| format!("waiting for {}", self.what))
+        self.child
+            .kill()
+            .with_context(|| format!("killing {}", self.what))?;
+        self.child
+            .wait()
+            .with_context(|| format!("waiting for {}", self.what))
     }
 }
 
@@ -155,7 +181,10 @@ pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], end: Instant) -> Result<Vec<
         // Rounded up, or the last fraction of a millisecond would be spent spinning.
         let millis = left.as_nanos().div_ceil(1_000_000);
         let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let mut polled: Vec<PollFd<'_>> = fds
+            .iter()
+            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
         match poll(&mut polled, timeout) {
             Ok(0) if !left.is_zero() => {}
             Ok(_) => return Ok(polled.iter().map(|p| p.any().unwrap_or(false)).collect()),
@@ -176,11 +205,16 @@ fn pidfd_open(pid: u32) -> Result<OwnedFd> {
 
 /// Raises the limit of open files to the hard limit: a probe matrix holds thousands of sockets at once.
 pub(crate) fn raise_file_limit() -> Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the pointer is to a local that outlives the call.
-    nix::Error::result(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }).context("getrlimit")?;
+    nix::Error::result(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })
+        .context("getrlimit")?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: as above.
-    nix::Error::result(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).context("setrlimit")?;
+    nix::Error::result(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+        .context("setrlimit")?;
     Ok(())
 }

@@ -16,16 +16,34 @@ pub(crate) fn find(name: &str, variable: &str) -> Result<PathBuf> {
         bail!("{variable} names {}, which is no file", path.display());
     }
     let running = env::current_exe().context("finding the running executable")?;
-    let beside = running.ancestors().skip(1).take(2).map(|dir| dir.join(name));
-    let other = |profile: &str| running.ancestors().nth(3).map(|target| target.join(profile).join(name));
-    let candidates: Vec<PathBuf> = beside.chain(other("release")).chain(other("debug")).collect();
+    let beside = running
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name));
+    let other = |profile: &str| {
+        running
+            .ancestors()
+            .nth(3)
+            .map(|target| target.join(profile).join(name))
+    };
+    let candidates: Vec<PathBuf> = beside
+        .chain(other("release"))
+        .chain(other("debug"))
+        .collect();
     match candidates.iter().find(|path| path.is_file()) {
         Some(path) => Ok(path.clone()),
-        None => bail!("there is no {name} at {}: build it, or set {variable}", list(&candidates)),
+        None => bail!(
+            "there is no {name} at {}: build it, or set {variable}",
+            list(&candidates)
+        ),
     }
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths.iter().map(|p: &PathBuf| Path::display(p).to_string()).collect();
+    let shown: Vec<String> = paths
+        .iter()
+        .map(|p: &PathBuf| Path::display(p).to_string())
+        .collect();
     shown.join(", ")
 }

@@ -65,6 +65,9 @@ impl Wire {
 
     /// Plugs the end of a node's uplink, already in this namespace, into the bridge and routes the node's pods to it.
     pub(crate) fn plug(&self, port: &str, node: &Peer) -> Result<()> {
-        self.netns.ip(&format!("link set {port} master {BRIDGE}\nlink set {port} up\n{}", node.routes_to_pods()))
+        self.netns.ip(&format!(
+            "link set {port} master {BRIDGE}\nlink set {port} up\n{}",
+            node.routes_to_pods()
+        ))
     }
 }

@@ -13,6 +13,7 @@ pub fn pin_thread(cpu: Option<usize>) -> Result<()> {
     /// To `sched_setaffinity`, 0 is the calling thread.
     const THIS_THREAD: Pid = Pid::from_raw(0);
     let mut set = CpuSet::new();
-    set.set(cpu).with_context(|| format!("CPU {cpu} is beyond what the kernel can name"))?;
+    set.set(cpu)
+        .with_context(|| format!("CPU {cpu} is beyond what the kernel can name"))?;
     sched_setaffinity(THIS_THREAD, &set).with_context(|| format!("pinning a thread to CPU {cpu}"))
 }

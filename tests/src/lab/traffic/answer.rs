@@ -32,8 +32,16 @@ impl Answer {
         let line = str::from_utf8(line).context("an answer that is no text")?;
         let parts: Vec<&str> = line.trim_end_matches('\n').split(' ').collect();
         ensure!(parts.len() == 4, "an answer that is no answer: {line:?}");
-        let address = |text: &str| text.parse().with_context(|| format!("no address in the answer {line:?}"));
-        Ok(Self { by: parts[0].to_owned(), peer: address(parts[1])?, local: address(parts[2])?, token: parts[3].to_owned() })
+        let address = |text: &str| {
+            text.parse()
+                .with_context(|| format!("no address in the answer {line:?}"))
+        };
+        Ok(Self {
+            by: parts[0].to_owned(),
+            peer: address(parts[1])?,
+            local: address(parts[2])?,
+            token: parts[3].to_owned(),
+        })
     }
 }
 
@@ -44,9 +52,17 @@ mod tests {
 
     #[test]
     fn an_answer_survives_the_wire_in_both_families() {
-        for (peer, local) in [("10.244.1.2:40000", "10.244.1.3:80"), ("[fd00::2]:40000", "[fd00::3]:80")] {
+        for (peer, local) in [
+            ("10.244.1.2:40000", "10.244.1.3:80"),
+            ("[fd00::2]:40000", "[fd00::3]:80"),
+        ] {
             let (peer, local) = (peer.parse().unwrap(), local.parse().unwrap());
-            let answer = Answer { by: "backend-1".to_owned(), peer, local, token: "7".to_owned() };
+            let answer = Answer {
+                by: "backend-1".to_owned(),
+                peer,
+                local,
+                token: "7".to_owned(),
+            };
             assert_eq!(Answer::parse(answer.encode().as_bytes()).unwrap(), answer);
         }
         assert!(Answer::parse(b"HTTP/1.1 400\n").is_err());

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use nix::Error as Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, recv, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, recv,
+    send, setsockopt, socket, sockopt,
 };
 
 use super::answer::{Answer, MAX_LINE};
@@ -27,17 +27,30 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// Starts an attempt in the calling thread's namespace; `source` is the client's own address and port (0: any), if it
     /// matters. An error that came at once is its outcome.
-    pub(crate) fn start(proto: Proto, to: SocketAddr, source: Option<SocketAddr>, token: &str) -> Result<Self, Outcome> {
+    pub(crate) fn start(
+        proto: Proto,
+        to: SocketAddr,
+        source: Option<SocketAddr>,
+        token: &str,
+    ) -> Result<Self, Outcome> {
         let started = Instant::now();
         let socket = open(proto, to.is_ipv6())?;
         if let Some(source) = source {
-            bind(socket.as_raw_fd(), &SockaddrStorage::from(source)).map_err(|e| Outcome::from_errno(e, "bind"))?;
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(source))
+                .map_err(|e| Outcome::from_errno(e, "bind"))?;
         }
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(e) => return Err(Outcome::from_errno(e, "connect")),
         }
-        Ok(Self { socket, proto, token: token.to_owned(), started, asked: false, answer: Vec::new() })
+        Ok(Self {
+            socket,
+            proto,
+            token: token.to_owned(),
+            started,
+            asked: false,
+            answer: Vec::new(),
+        })
     }
 
     /// When it was started.
@@ -64,7 +77,8 @@ impl Attempt {
 
     fn try_advance(&mut self) -> Result<Option<Outcome>, (Errno, &'static str)> {
         let fd = self.socket.as_raw_fd();
-        let pending = getsockopt(&self.socket, sockopt::SocketError).map_err(|e| (e, "getsockopt"))?;
+        let pending =
+            getsockopt(&self.socket, sockopt::SocketError).map_err(|e| (e, "getsockopt"))?;
         if pending != 0 {
             return Err((Errno::from_raw(pending), "the socket"));
         }
@@ -98,7 +112,10 @@ impl Attempt {
                 local_seen: answer.local,
                 latency: self.started.elapsed(),
             },
-            Ok(answer) => Outcome::Broken(format!("asked {:?}, answered {:?}", self.token, answer.token)),
+            Ok(answer) => Outcome::Broken(format!(
+                "asked {:?}, answered {:?}",
+                self.token, answer.token
+            )),
             Err(error) => Outcome::Broken(format!("{error:#}")),
         }
     }
@@ -112,8 +129,16 @@ impl AsFd for Attempt {
 
 /// A nonblocking socket of this protocol and family.
 pub(super) fn open(proto: Proto, ipv6: bool) -> Result<OwnedFd, Outcome> {
-    let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let kind = if proto == Proto::Tcp { SockType::Stream } else { SockType::Datagram };
+    let family = if ipv6 {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    let kind = if proto == Proto::Tcp {
+        SockType::Stream
+    } else {
+        SockType::Datagram
+    };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, kind, flags, None).map_err(|e| Outcome::from_errno(e, "socket"))?;
     if proto == Proto::Udp {
@@ -131,10 +156,17 @@ pub(super) fn open(proto: Proto, ipv6: bool) -> Result<OwnedFd, Outcome> {
 pub(super) fn tcp_info(fd: BorrowedFd<'_>) -> nix::Result<libc::tcp_info> {
     // SAFETY: tcp_info is plain numbers, for which all zero bits are a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(|_| Errno::EOVERFLOW)?;
+    let mut size =
+        libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the kernel writes at most `size` bytes to `info`, which is that large; both outlive the call.
     let result = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size)
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut size,
+        )
     };
     Errno::result(result).map(|_| info)
 }

@@ -46,7 +46,14 @@ impl ConnectPlan {
     /// TCP at this rate until stopped. A connection may take five seconds: a SYN that is lost and sent again shows as a
     /// retransmission, not as a failure.
     pub fn tcp(to: SocketAddr, rate: u32) -> Self {
-        Self { to, proto: Proto::Tcp, rate, deadline: Duration::from_secs(5), count: None, cpu: None }
+        Self {
+            to,
+            proto: Proto::Tcp,
+            rate,
+            deadline: Duration::from_secs(5),
+            count: None,
+            cpu: None,
+        }
     }
 
     /// The same, ending after `count`.
@@ -105,9 +112,16 @@ impl ConnectReport {
     /// Latency at `quantile` (0 to 1) of the answered connections.
     pub fn latency(&self, quantile: f64) -> Option<Duration> {
         let last = self.latencies_us.len().checked_sub(1)?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index"
+        )]
         let at = (last as f64 * quantile.clamp(0.0, 1.0)).round() as usize;
-        self.latencies_us.get(at).map(|us| Duration::from_micros(*us))
+        self.latencies_us
+            .get(at)
+            .map(|us| Duration::from_micros(*us))
     }
 }
 
@@ -132,19 +146,32 @@ impl Connects {
     /// # Errors
     /// The thread or its timer could not be made.
     pub fn start(from: &Arc<Netns>, plan: ConnectPlan) -> Result<Self> {
-        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("eventfd")?);
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("eventfd")?,
+        );
         let live = Arc::new(Live::default());
         let thread = {
             let (stop, live) = (Arc::clone(&stop), Arc::clone(&live));
-            from.thread("connects", plan.cpu, move || Generator::new(plan, live)?.run(&stop))?
+            from.thread("connects", plan.cpu, move || {
+                Generator::new(plan, live)?.run(&stop)
+            })?
         };
-        Ok(Self { stop, live, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            live,
+            thread: Some(thread),
+        })
     }
 
     /// Connections started, answered and failed so far.
     pub fn so_far(&self) -> (u64, u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (read(&self.live.started), read(&self.live.answered), read(&self.live.failed))
+        (
+            read(&self.live.started),
+            read(&self.live.answered),
+            read(&self.live.failed),
+        )
     }
 
     /// Starts no more connections, waits until those under way are decided, and answers the counts.
@@ -161,8 +188,13 @@ impl Connects {
     /// # Errors
     /// The generator itself failed.
     pub fn wait(mut self) -> Result<ConnectReport> {
-        let thread = self.thread.take().context("a generator is waited for once")?;
-        thread.join().map_err(|_| anyhow!("a connect generator panicked"))?
+        let thread = self
+            .thread
+            .take()
+            .context("a generator is waited for once")?;
+        thread
+            .join()
+            .map_err(|_| anyhow!("a connect generator panicked"))?
     }
 }
 
@@ -191,15 +223,30 @@ struct Generator {
 
 impl Generator {
     fn new(plan: ConnectPlan, live: Arc<Live>) -> Result<Self> {
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC);
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+        );
         let timer = timer.context("making a timer")?;
-        let interval = Duration::from_secs(1).checked_div(plan.rate).context("a rate of no connections a second")?;
+        let interval = Duration::from_secs(1)
+            .checked_div(plan.rate)
+            .context("a rate of no connections a second")?;
         let ready = Ready::new()?;
         ready.add_readable(&timer, KEY_TIMER)?;
         let pace = Expiration::Interval(TimeSpec::from_duration(interval));
-        timer.set(pace, TimerSetTimeFlags::empty()).context("setting a timer")?;
+        timer
+            .set(pace, TimerSetTimeFlags::empty())
+            .context("setting a timer")?;
         let (began, report) = (Instant::now(), ConnectReport::default());
-        Ok(Self { plan, live, ready, timer, open: BTreeMap::new(), began, report })
+        Ok(Self {
+            plan,
+            live,
+            ready,
+            timer,
+            open: BTreeMap::new(),
+            began,
+            report,
+        })
     }
 
     fn run(mut self, stop: &EventFd) -> Result<ConnectReport> {
@@ -207,13 +254,21 @@ impl Generator {
         self.ready.add_readable(stop, KEY_STOP)?;
         let mut stopping = false;
         loop {
-            if !stopping && self.plan.count.is_some_and(|count| self.report.started >= count) {
+            if !stopping
+                && self
+                    .plan
+                    .count
+                    .is_some_and(|count| self.report.started >= count)
+            {
                 stopping = true;
             }
             if stopping && self.open.is_empty() {
                 break;
             }
-            let oldest = self.open.first_key_value().map(|(_, attempt)| attempt.started() + self.plan.deadline);
+            let oldest = self
+                .open
+                .first_key_value()
+                .map(|(_, attempt)| attempt.started() + self.plan.deadline);
             for key in self.ready.wait(oldest)? {
                 match key {
                     KEY_TIMER if stopping => self.drain_timer().map(drop)?,
@@ -247,7 +302,10 @@ impl Generator {
     fn start_due(&mut self) -> Result<()> {
         let due = self.drain_timer()?;
         self.report.largest_burst = self.report.largest_burst.max(due);
-        let left = self.plan.count.map_or(u64::MAX, |count| count - self.report.started);
+        let left = self
+            .plan
+            .count
+            .map_or(u64::MAX, |count| count - self.report.started);
         for _ in 0..due.min(left) {
             let number = self.report.started;
             self.report.started += 1;
@@ -272,27 +330,47 @@ impl Generator {
     fn expire(&mut self) {
         let expired = |attempt: &Attempt| attempt.started().elapsed() >= self.plan.deadline;
         // Numbers ascend with time, so the oldest stands first.
-        let late: Vec<u64> = self.open.iter().take_while(|(_, a)| expired(a)).map(|(number, _)| *number).collect();
-        late.into_iter().for_each(|number| self.end(number, Outcome::TimedOut));
+        let late: Vec<u64> = self
+            .open
+            .iter()
+            .take_while(|(_, a)| expired(a))
+            .map(|(number, _)| *number)
+            .collect();
+        late.into_iter()
+            .for_each(|number| self.end(number, Outcome::TimedOut));
     }
 
     fn end(&mut self, number: u64, outcome: Outcome) {
         if let Some(attempt) = self.open.remove(&number) {
             self.report.retransmits += u64::from(attempt.retransmits());
-            self.note(number, attempt.started().duration_since(self.began), outcome);
+            self.note(
+                number,
+                attempt.started().duration_since(self.began),
+                outcome,
+            );
         }
     }
 
     fn note(&mut self, number: u64, started: Duration, outcome: Outcome) {
-        *self.report.outcomes.entry(outcome.word().to_owned()).or_default() += 1;
+        *self
+            .report
+            .outcomes
+            .entry(outcome.word().to_owned())
+            .or_default() += 1;
         if let Outcome::Answered { by, latency, .. } = outcome {
             self.live.answered.fetch_add(1, Ordering::Relaxed);
-            self.report.latencies_us.push(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            self.report
+                .latencies_us
+                .push(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
             *self.report.by.entry(by).or_default() += 1;
         } else {
             self.live.failed.fetch_add(1, Ordering::Relaxed);
             if self.report.failures.len() < FAILURES_TOLD {
-                self.report.failures.push(Failure { number, started, outcome });
+                self.report.failures.push(Failure {
+                    number,
+                    started,
+                    outcome,
+                });
             }
         }
     }

@@ -51,7 +51,11 @@ impl Counters {
     /// All counters that changed since `earlier`, for messages.
     pub fn changes_since(&self, earlier: &Self) -> BTreeMap<String, i64> {
         let change = |name: &String| (name.clone(), self.since(earlier, name));
-        self.0.keys().map(change).filter(|(_, by)| *by != 0).collect()
+        self.0
+            .keys()
+            .map(change)
+            .filter(|(_, by)| *by != 0)
+            .collect()
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use super::answer::Answer;
 use super::Outcome;
+use super::answer::Answer;
 use crate::lab::lock;
 use crate::lab::netns::Netns;
 
@@ -36,7 +36,13 @@ impl HoldPlan {
     /// So many connections with a request every 10 ms and a deadline of a second.
     pub fn new(to: SocketAddr, connections: usize) -> Self {
         let (pause, deadline) = (Duration::from_millis(10), Duration::from_secs(1));
-        Self { to, connections, pause, deadline, cpu: None }
+        Self {
+            to,
+            connections,
+            pause,
+            deadline,
+            cpu: None,
+        }
     }
 }
 
@@ -79,12 +85,20 @@ impl Held {
         let thread = {
             let shared = Arc::clone(&shared);
             from.thread("held", plan.cpu, move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
                 runtime.block_on(hold_all(plan, &shared, stopped, &report))
             })?
         };
-        let held = Self { shared, stop, thread: Some(thread) };
-        all_up.recv().map_err(|_| anyhow!("the holder of connections to {} died at its start", plan.to))??;
+        let held = Self {
+            shared,
+            stop,
+            thread: Some(thread),
+        };
+        all_up
+            .recv()
+            .map_err(|_| anyhow!("the holder of connections to {} died at its start", plan.to))??;
         Ok(held)
     }
 
@@ -95,12 +109,18 @@ impl Held {
 
     /// Requests answered so far, over all connections.
     pub fn rounds(&self) -> u64 {
-        lock(&self.shared.connections).iter().map(|c| c.rounds).sum()
+        lock(&self.shared.connections)
+            .iter()
+            .map(|c| c.rounds)
+            .sum()
     }
 
     /// Connections that have failed so far.
     pub fn failed(&self) -> usize {
-        lock(&self.shared.connections).iter().filter(|c| c.failure.is_some()).count()
+        lock(&self.shared.connections)
+            .iter()
+            .filter(|c| c.failure.is_some())
+            .count()
     }
 
     /// Waits until at least `count` connections have failed, at most `deadline`; answers how many have.
@@ -161,7 +181,9 @@ async fn hold_all(
             }
             Err(error) => {
                 // The starter waits for just this, and reports it.
-                let _ = report.send(Err(error.context(format!("connection {index} to {}", plan.to))));
+                let _ = report.send(Err(
+                    error.context(format!("connection {index} to {}", plan.to))
+                ));
                 return Ok(());
             }
         }
@@ -185,23 +207,40 @@ struct Line {
 
 impl Line {
     async fn open(plan: HoldPlan, index: usize) -> Result<(Self, HeldConnection)> {
-        let stream = tokio::time::timeout(plan.deadline, TcpStream::connect(plan.to)).await.context("connecting")??;
+        let stream = tokio::time::timeout(plan.deadline, TcpStream::connect(plan.to))
+            .await
+            .context("connecting")??;
         stream.set_nodelay(true)?;
         let (read, requests) = stream.into_split();
-        let mut line = Self { answers: BufReader::new(read).lines(), requests };
+        let mut line = Self {
+            answers: BufReader::new(read).lines(),
+            requests,
+        };
         match line.round(plan.deadline, index, 0).await {
             Ok(answer) => {
-                let connection = HeldConnection { by: answer.by, peer_seen: answer.peer, rounds: 1, failure: None };
+                let connection = HeldConnection {
+                    by: answer.by,
+                    peer_seen: answer.peer,
+                    rounds: 1,
+                    failure: None,
+                };
                 Ok((line, connection))
             }
             Err(outcome) => bail!("its first request: {outcome}"),
         }
     }
 
-    async fn round(&mut self, deadline: Duration, index: usize, round: u64) -> Result<Answer, Outcome> {
+    async fn round(
+        &mut self,
+        deadline: Duration,
+        index: usize,
+        round: u64,
+    ) -> Result<Answer, Outcome> {
         let token = format!("{index}.{round}");
         let ask = async {
-            self.requests.write_all(format!("{token}\n").as_bytes()).await?;
+            self.requests
+                .write_all(format!("{token}\n").as_bytes())
+                .await?;
             self.answers.next_line().await
         };
         let line = match tokio::time::timeout(deadline, ask).await {
@@ -210,8 +249,13 @@ impl Line {
             Ok(Ok(Some(line))) => line,
             Ok(Err(error)) => return Err(of_io(&error)),
         };
-        let answer = Answer::parse(line.as_bytes()).map_err(|e| Outcome::Broken(format!("{e:#}")))?;
-        if answer.token == token { Ok(answer) } else { Err(Outcome::Broken(format!("asked {token}, answered {line}"))) }
+        let answer =
+            Answer::parse(line.as_bytes()).map_err(|e| Outcome::Broken(format!("{e:#}")))?;
+        if answer.token == token {
+            Ok(answer)
+        } else {
+            Err(Outcome::Broken(format!("asked {token}, answered {line}")))
+        }
     }
 
     async fn hold(
@@ -230,11 +274,16 @@ impl Line {
             }
             let outcome = self.round(plan.deadline, index, round).await;
             let mut connections = lock(&shared.connections);
-            let Some(connection) = connections.get_mut(index) else { return };
+            let Some(connection) = connections.get_mut(index) else {
+                return;
+            };
             match outcome {
                 Ok(answer) if answer.by == connection.by => connection.rounds += 1,
                 Ok(answer) => {
-                    let what = format!("{} answered in the connection of {}", answer.by, connection.by);
+                    let what = format!(
+                        "{} answered in the connection of {}",
+                        answer.by, connection.by
+                    );
                     connection.failure = Some((began.elapsed(), Outcome::Broken(what)));
                 }
                 Err(outcome) => connection.failure = Some((began.elapsed(), outcome)),

@@ -80,7 +80,9 @@ impl Outcome {
         match error {
             Errno::ECONNREFUSED => Self::Refused,
             // EACCES: ICMPv6 administratively prohibited (RFC 4443, code 1), as Linux hands it on.
-            Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES | Errno::ENOPROTOOPT => Self::Unreachable,
+            Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES | Errno::ENOPROTOOPT => {
+                Self::Unreachable
+            }
             Errno::ETIMEDOUT => Self::TimedOut,
             Errno::ECONNRESET | Errno::EPIPE => Self::Reset,
             Errno::EPERM => Self::Forbidden,
@@ -92,8 +94,16 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answered { by, peer_seen, latency, .. } => {
-                write!(f, "answered by {by}, which saw {peer_seen}, in {latency:.1?}")
+            Self::Answered {
+                by,
+                peer_seen,
+                latency,
+                ..
+            } => {
+                write!(
+                    f,
+                    "answered by {by}, which saw {peer_seen}, in {latency:.1?}"
+                )
             }
             Self::Broken(what) => write!(f, "broken: {what}"),
             other => f.write_str(other.word()),

@@ -28,11 +28,17 @@ pub struct Patience {
 
 impl Patience {
     /// For matrices with denied probes: short, but a matrix that still gets answers waits on.
-    pub const MATRIX: Self = Self { quiet: Duration::from_millis(120), at_most: Duration::from_secs(5) };
+    pub const MATRIX: Self = Self {
+        quiet: Duration::from_millis(120),
+        at_most: Duration::from_secs(5),
+    };
 
     /// A fixed deadline.
     pub const fn deadline(deadline: Duration) -> Self {
-        Self { quiet: deadline, at_most: deadline }
+        Self {
+            quiet: deadline,
+            at_most: deadline,
+        }
     }
 }
 
@@ -54,7 +60,13 @@ pub struct Probe {
 impl Probe {
     /// A probe with a token that says where it comes from.
     pub fn new(from: &Arc<Netns>, proto: Proto, to: SocketAddr) -> Self {
-        Self { from: Arc::clone(from), to, proto, source: None, token: format!("probe@{}", from.name()) }
+        Self {
+            from: Arc::clone(from),
+            to,
+            proto,
+            source: None,
+            token: format!("probe@{}", from.name()),
+        }
     }
 
     /// The same with another token.
@@ -106,7 +118,10 @@ pub fn run(probes: &[Probe], patience: Patience) -> Result<Vec<Outcome>> {
 pub fn run_here(proto: Proto, to: SocketAddr, token: &str, deadline: Duration) -> Result<Outcome> {
     let mut round = Round::new(1)?;
     round.open(0, Attempt::start(proto, to, None, token))?;
-    round.finish(Patience::deadline(deadline))?.pop().context("one probe was asked for")
+    round
+        .finish(Patience::deadline(deadline))?
+        .pop()
+        .context("one probe was asked for")
 }
 
 /// One TCP attempt with a deadline.
@@ -126,14 +141,22 @@ pub fn ask_udp(from: &Arc<Netns>, to: SocketAddr, deadline: Duration) -> Result<
 }
 
 fn one(probe: Probe, deadline: Duration) -> Result<Outcome> {
-    run(&[probe], Patience::deadline(deadline))?.pop().context("one probe was asked for")
+    run(&[probe], Patience::deadline(deadline))?
+        .pop()
+        .context("one probe was asked for")
 }
 
 /// The caller's thread keeps its namespace.
 fn on_own_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    thread::scope(|scope| match thread::Builder::new().name("probes".to_owned()).spawn_scoped(scope, f)?.join() {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic),
+    thread::scope(|scope| {
+        match thread::Builder::new()
+            .name("probes".to_owned())
+            .spawn_scoped(scope, f)?
+            .join()
+        {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     })
 }
 
@@ -148,11 +171,19 @@ struct Round {
 impl Round {
     fn new(probes: usize) -> Result<Self> {
         let none = || std::iter::repeat_with(|| None).take(probes).collect();
-        Ok(Self { ready: Ready::new()?, open: none(), outcomes: vec![None; probes], left: 0 })
+        Ok(Self {
+            ready: Ready::new()?,
+            open: none(),
+            outcomes: vec![None; probes],
+            left: 0,
+        })
     }
 
     fn start(&mut self, key: usize, probe: &Probe) -> Result<()> {
-        self.open(key, Attempt::start(probe.proto, probe.to, probe.source, &probe.token))
+        self.open(
+            key,
+            Attempt::start(probe.proto, probe.to, probe.source, &probe.token),
+        )
     }
 
     fn open(&mut self, key: usize, attempt: Result<Attempt, Outcome>) -> Result<()> {
@@ -173,7 +204,9 @@ impl Round {
         let moved = !keys.is_empty();
         for key in keys {
             let key = usize::try_from(key)?;
-            let Some(outcome) = self.open[key].as_mut().and_then(Attempt::advance) else { continue };
+            let Some(outcome) = self.open[key].as_mut().and_then(Attempt::advance) else {
+                continue;
+            };
             self.outcomes[key] = Some(outcome);
             self.open[key] = None;
             self.left -= 1;
@@ -188,6 +221,10 @@ impl Round {
             quiet = Instant::now() + patience.quiet;
         }
         // What no event has decided was met with silence.
-        Ok(self.outcomes.into_iter().map(|o| o.unwrap_or(Outcome::TimedOut)).collect())
+        Ok(self
+            .outcomes
+            .into_iter()
+            .map(|o| o.unwrap_or(Outcome::TimedOut))
+            .collect())
     }
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 
 use crate::lab::netns::Netns;
 use crate::lab::process::wait_readable;
@@ -30,9 +32,15 @@ impl RawSocket {
     }
 
     fn open_here(device: &str) -> Result<Self> {
-        let index = if_nametoindex(device).with_context(|| format!("finding the interface {device}"))?;
+        let index =
+            if_nametoindex(device).with_context(|| format!("finding the interface {device}"))?;
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            flags,
+            SockProtocol::EthAll,
+        );
         let socket = socket.context("opening a packet socket")?;
         let protocol = u16::try_from(libc::ETH_P_ALL)?.to_be();
         // SAFETY: sockaddr_ll is plain numbers, for which all zero bits are a value.
@@ -43,7 +51,8 @@ impl RawSocket {
         let size = libc::socklen_t::try_from(size_of_val(&address))?;
         // SAFETY: the kernel reads `size` bytes of `address`, which is that large and outlives the call.
         let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
-        nix::Error::result(bound).with_context(|| format!("binding a packet socket to {device}"))?;
+        nix::Error::result(bound)
+            .with_context(|| format!("binding a packet socket to {device}"))?;
         Ok(Self { socket })
     }
 
@@ -61,7 +70,11 @@ impl RawSocket {
     ///
     /// # Errors
     /// The link went away.
-    pub fn receive(&self, deadline: Duration, wanted: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
+    pub fn receive(
+        &self,
+        deadline: Duration,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + deadline;
         let mut frame = vec![0; MAX_FRAME];
         loop {

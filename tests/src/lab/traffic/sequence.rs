@@ -61,8 +61,15 @@ impl Sequence {
 
     /// The book, for a stream of which the numbers below `sent` were sent.
     pub fn report(&self, sent: u64) -> SequenceReport {
-        let missing = (self.whole..sent).filter(|n| !self.ahead.contains(n)).collect();
-        SequenceReport { received: self.received, missing, duplicates: self.duplicates, reordered: self.reordered }
+        let missing = (self.whole..sent)
+            .filter(|n| !self.ahead.contains(n))
+            .collect();
+        SequenceReport {
+            received: self.received,
+            missing,
+            duplicates: self.duplicates,
+            reordered: self.reordered,
+        }
     }
 }
 
@@ -90,12 +97,18 @@ mod tests {
     #[test]
     fn a_late_number_is_reordered_once_and_not_missing() {
         let report = report(&[0, 2, 1, 3], 4);
-        assert_eq!((report.reordered, report.missing.len(), report.duplicates), (1, 0, 0));
+        assert_eq!(
+            (report.reordered, report.missing.len(), report.duplicates),
+            (1, 0, 0)
+        );
     }
 
     #[test]
     fn doubles_count_below_and_above_the_gap() {
         let report = report(&[0, 0, 2, 2, 1], 3);
-        assert_eq!((report.duplicates, report.reordered, report.received), (2, 1, 5));
+        assert_eq!(
+            (report.duplicates, report.reordered, report.received),
+            (2, 1, 5)
+        );
     }
 }

@@ -68,10 +68,19 @@ struct Record {
 
 impl Record {
     fn note(&self, proto: Proto, peer: SocketAddr, local: SocketAddr, token: Option<&str>) {
-        let counter = if token.is_some() { &self.requests } else { &self.accepted };
+        let counter = if token.is_some() {
+            &self.requests
+        } else {
+            &self.accepted
+        };
         counter.fetch_add(1, Ordering::Relaxed);
         if self.keep == Keep::All {
-            lock(&self.seen).push(Seen { proto, peer, local, token: token.map(str::to_owned) });
+            lock(&self.seen).push(Seen {
+                proto,
+                peer,
+                local,
+                token: token.map(str::to_owned),
+            });
         }
     }
 }
@@ -110,7 +119,11 @@ impl Server {
         let mut binds = Vec::new();
         for proto in Proto::ALL {
             for address in addresses {
-                binds.extend(ports.iter().map(|port| (proto, SocketAddr::new(*address, *port))));
+                binds.extend(
+                    ports
+                        .iter()
+                        .map(|port| (proto, SocketAddr::new(*address, *port))),
+                );
             }
         }
         Self::start(netns, name, &binds)
@@ -143,17 +156,26 @@ impl Server {
         binds: &[(Proto, SocketAddr)],
         options: ServerOptions,
     ) -> Result<Self> {
-        let record = Arc::new(Record { keep: options.keep, ..Record::default() });
+        let record = Arc::new(Record {
+            keep: options.keep,
+            ..Record::default()
+        });
         let (stop, stopped) = oneshot::channel();
         let (bound, addresses) = mpsc::channel();
-        let job = Job { name: name.into(), binds: binds.to_vec(), record: Arc::clone(&record) };
+        let job = Job {
+            name: name.into(),
+            binds: binds.to_vec(),
+            record: Arc::clone(&record),
+        };
         let run = {
             let netns = netns.map(Arc::clone);
             move || -> Result<()> {
                 let ready = || -> Result<_> {
                     netns.map_or(Ok(()), |netns| netns.enter())?;
                     pin_thread(options.cpu)?;
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_io()
+                        .build()?;
                     let sockets = runtime.block_on(async { job.bind() })?;
                     Ok((runtime, sockets))
                 };
@@ -165,7 +187,10 @@ impl Server {
                         return Ok(());
                     }
                 };
-                let _ = bound.send(Ok(sockets.iter().map(Socket::address).collect::<Result<Vec<_>>>()?));
+                let _ = bound.send(Ok(sockets
+                    .iter()
+                    .map(Socket::address)
+                    .collect::<Result<Vec<_>>>()?));
                 runtime.block_on(async {
                     sockets.into_iter().for_each(|socket| job.serve(socket));
                     // Either way, told to stop or forgotten, it is over.
@@ -174,10 +199,21 @@ impl Server {
                 Ok(())
             }
         };
-        let thread = std::thread::Builder::new().name(format!("srv-{name}")).spawn(run).context("starting a server")?;
-        let addresses = addresses.recv().map_err(|_| anyhow!("the server {name} died at its start"))?;
+        let thread = std::thread::Builder::new()
+            .name(format!("srv-{name}"))
+            .spawn(run)
+            .context("starting a server")?;
+        let addresses = addresses
+            .recv()
+            .map_err(|_| anyhow!("the server {name} died at its start"))?;
         let addresses = addresses.with_context(|| format!("starting the server {name}"))?;
-        Ok(Self { name: name.into(), addresses, record, stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            name: name.into(),
+            addresses,
+            record,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// Its name, as answers carry it.
@@ -207,7 +243,10 @@ impl Server {
 
     /// What it saw after `mark`: accepted connections and requests, each on its own. Empty is "the server saw nothing".
     pub fn seen_since(&self, mark: usize) -> Vec<Seen> {
-        lock(&self.record.seen).get(mark..).unwrap_or_default().to_vec()
+        lock(&self.record.seen)
+            .get(mark..)
+            .unwrap_or_default()
+            .to_vec()
     }
 
     /// Everything it saw.
@@ -280,19 +319,35 @@ impl Job {
         match socket {
             Socket::Tcp(listener) => tokio::spawn(async move {
                 loop {
-                    let Ok((stream, peer)) = listener.accept().await else { continue };
-                    tokio::spawn(converse(stream, peer, Arc::clone(&name), Arc::clone(&record)));
+                    let Ok((stream, peer)) = listener.accept().await else {
+                        continue;
+                    };
+                    tokio::spawn(converse(
+                        stream,
+                        peer,
+                        Arc::clone(&name),
+                        Arc::clone(&record),
+                    ));
                 }
             }),
             Socket::Udp(socket) => tokio::spawn(async move {
                 let mut buffer = [0; MAX_LINE];
                 loop {
                     // An error is the ICMP echo of an earlier answer; the socket goes on.
-                    let Ok((n, peer)) = socket.recv_from(&mut buffer).await else { continue };
-                    let Ok(local) = socket.local_addr() else { continue };
+                    let Ok((n, peer)) = socket.recv_from(&mut buffer).await else {
+                        continue;
+                    };
+                    let Ok(local) = socket.local_addr() else {
+                        continue;
+                    };
                     let token = String::from_utf8_lossy(&buffer[..n]).trim_end().to_owned();
                     record.note(Proto::Udp, peer, local, Some(&token));
-                    let answer = Answer { by: name.to_string(), peer, local, token };
+                    let answer = Answer {
+                        by: name.to_string(),
+                        peer,
+                        local,
+                        token,
+                    };
                     let _ = socket.send_to(answer.encode().as_bytes(), peer).await;
                 }
             }),
@@ -300,7 +355,12 @@ impl Job {
     }
 }
 
-async fn converse(stream: TcpStream, peer: SocketAddr, name: Arc<str>, record: Arc<Record>) -> Result<()> {
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    name: Arc<str>,
+    record: Arc<Record>,
+) -> Result<()> {
     let local = stream.local_addr()?;
     record.note(Proto::Tcp, peer, local, None);
     stream.set_nodelay(true)?;
@@ -309,18 +369,32 @@ async fn converse(stream: TcpStream, peer: SocketAddr, name: Arc<str>, record: A
     let mut line = String::new();
     loop {
         line.clear();
-        if (&mut read).take(MAX_LINE as u64).read_line(&mut line).await? == 0 {
+        if (&mut read)
+            .take(MAX_LINE as u64)
+            .read_line(&mut line)
+            .await?
+            == 0
+        {
             return Ok(());
         }
         let token = line.trim_end();
         record.note(Proto::Tcp, peer, local, Some(token));
-        let answer = Answer { by: name.to_string(), peer, local, token: token.to_owned() };
+        let answer = Answer {
+            by: name.to_string(),
+            peer,
+            local,
+            token: token.to_owned(),
+        };
         write.write_all(answer.encode().as_bytes()).await?;
     }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()?
+    } else {
+        TcpSocket::new_v4()?
+    };
     if address.is_ipv6() {
         setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &true)?;
     }

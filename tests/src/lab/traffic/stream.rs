@@ -29,14 +29,18 @@ fn encode(stream: u64, number: u64) -> [u8; DATAGRAM] {
 
 fn decode(datagram: &[u8]) -> Option<(u64, u64)> {
     let (stream, number) = datagram.split_first_chunk::<8>()?;
-    Some((u64::from_be_bytes(*stream), u64::from_be_bytes(number.try_into().ok()?)))
+    Some((
+        u64::from_be_bytes(*stream),
+        u64::from_be_bytes(number.try_into().ok()?),
+    ))
 }
 
 fn quick_socket(bind: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(bind).with_context(|| format!("binding UDP {bind}"))?;
     socket.set_nonblocking(true)?;
     // A machine that stalls for a second must not look like a network that loses packets.
-    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("enlarging a receive buffer")?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .context("enlarging a receive buffer")?;
     Ok(socket)
 }
 
@@ -64,12 +68,19 @@ impl Receiver {
             let (stop, books) = (Arc::clone(&stop), Arc::clone(&books));
             netns.thread("receiver", cpu, move || receive(&socket, &stop, &books))?
         };
-        Ok(Self { stop, books, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            books,
+            thread: Some(thread),
+        })
     }
 
     /// The book of `stream`, of which the numbers below `sent` were sent.
     pub fn report(&self, stream: u64, sent: u64) -> SequenceReport {
-        lock(&self.books).get(&stream).map_or_else(|| Sequence::default().report(sent), |book| book.report(sent))
+        lock(&self.books).get(&stream).map_or_else(
+            || Sequence::default().report(sent),
+            |book| book.report(sent),
+        )
     }
 }
 
@@ -83,7 +94,11 @@ impl Drop for Receiver {
     }
 }
 
-fn receive(socket: &UdpSocket, stop: &EventFd, books: &Mutex<HashMap<u64, Sequence>>) -> Result<()> {
+fn receive(
+    socket: &UdpSocket,
+    stop: &EventFd,
+    books: &Mutex<HashMap<u64, Sequence>>,
+) -> Result<()> {
     let mut ready = Ready::new()?;
     ready.add_readable(socket, KEY_SOCKET)?;
     ready.add_readable(stop, KEY_STOP)?;
@@ -145,22 +160,42 @@ impl Sender {
     /// # Errors
     /// The socket or the thread could not be made, or there is no route.
     pub fn start(from: &Arc<Netns>, plan: StreamPlan) -> Result<Self> {
-        let stream = NEXT_STREAM.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id());
-        let any: SocketAddr = if plan.to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }.parse()?;
+        let stream =
+            NEXT_STREAM.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id());
+        let any: SocketAddr = if plan.to.is_ipv6() {
+            "[::]:0"
+        } else {
+            "0.0.0.0:0"
+        }
+        .parse()?;
         let socket = from.run(|| -> Result<UdpSocket> {
             let socket = quick_socket(any)?;
-            socket.connect(plan.to).with_context(|| format!("connecting UDP to {}", plan.to))?;
+            socket
+                .connect(plan.to)
+                .with_context(|| format!("connecting UDP to {}", plan.to))?;
             Ok(socket)
         })??;
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd")?);
         let sent = Arc::new(AtomicU64::new(0));
         let grace = Arc::new(Mutex::new(Duration::ZERO));
         let thread = {
-            let job = SendJob { socket, stream, plan, sent: Arc::clone(&sent), grace: Arc::clone(&grace) };
+            let job = SendJob {
+                socket,
+                stream,
+                plan,
+                sent: Arc::clone(&sent),
+                grace: Arc::clone(&grace),
+            };
             let stop = Arc::clone(&stop);
             from.thread("sender", plan.cpu, move || job.run(&stop))?
         };
-        Ok(Self { stream, stop, sent, grace, thread: Some(thread) })
+        Ok(Self {
+            stream,
+            stop,
+            sent,
+            grace,
+            thread: Some(thread),
+        })
     }
 
     /// The stream's number, for [`Receiver::report`].
@@ -181,7 +216,9 @@ impl Sender {
         *lock(&self.grace) = grace;
         self.stop.write(1).context("telling a sender to stop")?;
         let thread = self.thread.take().context("a sender is stopped once")?;
-        thread.join().map_err(|_| anyhow!("a stream's sender panicked"))?
+        thread
+            .join()
+            .map_err(|_| anyhow!("a stream's sender panicked"))?
     }
 }
 
@@ -208,7 +245,9 @@ impl SendJob {
         let mut ready = Ready::new()?;
         ready.add_readable(&self.socket, KEY_SOCKET)?;
         ready.add_readable(stop, KEY_STOP)?;
-        let interval = Duration::from_secs(1).checked_div(self.plan.rate).context("a rate of no datagrams a second")?;
+        let interval = Duration::from_secs(1)
+            .checked_div(self.plan.rate)
+            .context("a rate of no datagrams a second")?;
         let mut echoes = Sequence::default();
         let mut errors = Errors::default();
         let mut due = Instant::now();
@@ -218,7 +257,13 @@ impl SendJob {
             if end.is_some_and(|end| echoes.is_whole(sent) || Instant::now() >= end) {
                 let Errors { count, first } = errors;
                 let echoes = echoes.report(sent);
-                return Ok(StreamReport { stream: self.stream, sent, errors: count, first_error: first, echoes });
+                return Ok(StreamReport {
+                    stream: self.stream,
+                    sent,
+                    errors: count,
+                    first_error: first,
+                    echoes,
+                });
             }
             // Behind its pace it sends what is due at once, so that the count over time is exact.
             while end.is_none() && Instant::now() >= due {
@@ -245,7 +290,9 @@ impl SendJob {
             match self.socket.recv(&mut buffer) {
                 Ok(n) => match decode(&buffer[..n]) {
                     Some((stream, number)) if stream == self.stream => echoes.note(number),
-                    _ => errors.note(&std::io::Error::other("an echo that is none of this stream")),
+                    _ => errors.note(&std::io::Error::other(
+                        "an echo that is none of this stream",
+                    )),
                 },
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => errors.note(&error),
