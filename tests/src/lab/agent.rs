@@ -232,7 +232,7 @@ impl Agent {
     /// As [`Agent::start`].
     pub fn start_again_as(&mut self, plan: AgentPlan) -> Result<()> {
         // A new socket: a message that the last agent left in the old one is not this one's.
-        self.notify = Notify::bind(&self.notify.path().to_owned())?;
+        self.notify = Notify::bind(self.notify.path())?;
         self.process = spawn(&plan, &self.netns, &self.notify, &self.log)?;
         self.plan = plan;
         self.wait_ready(READY_DEADLINE)

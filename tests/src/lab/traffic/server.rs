@@ -3,51 +3,27 @@
 //! One thread serves any number of sockets. A request and its record come before the answer, so once a client has its
 //! answer the record is there; and a client without an answer was either never seen or stands in the record.
 
+mod record;
+mod serve;
+
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 
+use self::record::Record;
+pub use self::record::{Keep, Seen};
+use self::serve::{Job, Socket};
 use super::Proto;
 use super::affinity::pin_thread;
-use super::answer::{Answer, MAX_LINE};
 use crate::lab::lock;
 use crate::lab::netns::Netns;
 
-/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: u32 = 4096;
 /// A datagram server's receive buffer in bytes: seconds of a fast stream, so that a busy machine loses nothing here.
 pub(super) const RECEIVE_BUFFER: usize = 16 << 20;
-
-/// What a server saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// The protocol.
-    pub proto: Proto,
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// The address that it came to.
-    pub local: SocketAddr,
-    /// The request's token; nothing for a TCP connection that was accepted and has said nothing yet.
-    pub token: Option<String>,
-}
-
-/// What a server keeps of what it saw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
-    /// Everything.
-    #[default]
-    All,
-    /// Only the counts: for long runs and for benchmarks.
-    Counts,
-}
 
 /// How to run a server.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,33 +32,6 @@ pub struct ServerOptions {
     pub keep: Keep,
     /// The CPU for its thread.
     pub cpu: Option<usize>,
-}
-
-#[derive(Debug, Default)]
-struct Record {
-    keep: Keep,
-    seen: Mutex<Vec<Seen>>,
-    accepted: AtomicU64,
-    requests: AtomicU64,
-}
-
-impl Record {
-    fn note(&self, proto: Proto, peer: SocketAddr, local: SocketAddr, token: Option<&str>) {
-        let counter = if token.is_some() {
-            &self.requests
-        } else {
-            &self.accepted
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if self.keep == Keep::All {
-            lock(&self.seen).push(Seen {
-                proto,
-                peer,
-                local,
-                token: token.map(str::to_owned),
-            });
-        }
-    }
 }
 
 /// A running server. Dropping it closes its sockets and every connection.
@@ -278,135 +227,4 @@ impl Drop for Server {
             tracing::warn!("{error:#}");
         }
     }
-}
-
-enum Socket {
-    Tcp(TcpListener),
-    Udp(UdpSocket),
-}
-
-impl Socket {
-    fn address(&self) -> Result<(Proto, SocketAddr)> {
-        Ok(match self {
-            Self::Tcp(listener) => (Proto::Tcp, listener.local_addr()?),
-            Self::Udp(socket) => (Proto::Udp, socket.local_addr()?),
-        })
-    }
-}
-
-struct Job {
-    name: Arc<str>,
-    binds: Vec<(Proto, SocketAddr)>,
-    record: Arc<Record>,
-}
-
-impl Job {
-    fn bind(&self) -> Result<Vec<Socket>> {
-        let bind = |&(proto, address): &(Proto, SocketAddr)| {
-            let socket = match proto {
-                Proto::Tcp => listen(address).map(Socket::Tcp),
-                Proto::Udp => datagrams(address).map(Socket::Udp),
-            };
-            socket.with_context(|| format!("binding {proto} {address}"))
-        };
-        self.binds.iter().map(bind).collect()
-    }
-
-    /// Serves one socket on the current runtime. An error of one client ends that client's connection only: what it
-    /// means is the client's to say.
-    fn serve(&self, socket: Socket) {
-        let (name, record) = (Arc::clone(&self.name), Arc::clone(&self.record));
-        match socket {
-            Socket::Tcp(listener) => tokio::spawn(async move {
-                loop {
-                    let Ok((stream, peer)) = listener.accept().await else {
-                        continue;
-                    };
-                    tokio::spawn(converse(
-                        stream,
-                        peer,
-                        Arc::clone(&name),
-                        Arc::clone(&record),
-                    ));
-                }
-            }),
-            Socket::Udp(socket) => tokio::spawn(async move {
-                let mut buffer = [0; MAX_LINE];
-                loop {
-                    // An error is the ICMP echo of an earlier answer; the socket goes on.
-                    let Ok((n, peer)) = socket.recv_from(&mut buffer).await else {
-                        continue;
-                    };
-                    let Ok(local) = socket.local_addr() else {
-                        continue;
-                    };
-                    let token = String::from_utf8_lossy(&buffer[..n]).trim_end().to_owned();
-                    record.note(Proto::Udp, peer, local, Some(&token));
-                    let answer = Answer {
-                        by: name.to_string(),
-                        peer,
-                        local,
-                        token,
-                    };
-                    let _ = socket.send_to(answer.encode().as_bytes(), peer).await;
-                }
-            }),
-        };
-    }
-}
-
-async fn converse(
-    stream: TcpStream,
-    peer: SocketAddr,
-    name: Arc<str>,
-    record: Arc<Record>,
-) -> Result<()> {
-    let local = stream.local_addr()?;
-    record.note(Proto::Tcp, peer, local, None);
-    stream.set_nodelay(true)?;
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read);
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if (&mut read)
-            .take(MAX_LINE as u64)
-            .read_line(&mut line)
-            .await?
-            == 0
-        {
-            return Ok(());
-        }
-        let token = line.trim_end();
-        record.note(Proto::Tcp, peer, local, Some(token));
-        let answer = Answer {
-            by: name.to_string(),
-            peer,
-            local,
-            token: token.to_owned(),
-        };
-        write.write_all(answer.encode().as_bytes()).await?;
-    }
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let socket = if address.is_ipv6() {
-        TcpSocket::new_v6()?
-    } else {
-        TcpSocket::new_v4()?
-    };
-    if address.is_ipv6() {
-        setsockopt(&socket.as_fd(), sockopt::Ipv6V6Only, &true)?;
-    }
-    // A server started again takes its port although old connections are in TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket.listen(BACKLOG)?)
-}
-
-fn datagrams(address: SocketAddr) -> Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
-    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-    Ok(UdpSocket::from_std(socket)?)
 }
