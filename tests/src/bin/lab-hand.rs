@@ -2,7 +2,7 @@
 //!
 //! - `lab-hand serve`: a host process; see `tests::lab::host`.
 //! - `lab-hand agent ...`: stands in for `sluice agent` where the lab's own handling of an agent is tested.
-//! - `lab-hand hold NAME`: makes a small lab (one node, two pods), prints its id, and keeps it until its input ends. Killed
+//! - `lab-hand hold NAME`: makes a small lab (one node, two pods, a host process), prints its id, and keeps it until its input ends. Killed
 //!   with SIGKILL, it leaves what a crashed run leaves.
 
 use std::io::{BufRead, Write, stdin, stdout};
@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tests::lab::Lab;
-use tests::lab::host::{Reply, Request};
+use tests::lab::host::{HostProcess, Reply, Request};
 use tests::lab::pod::PodSpec;
 use tests::lab::traffic::{Server, probe};
 
@@ -94,6 +94,8 @@ fn hold(name: &str) -> Result<()> {
     let lab = Lab::new(name)?;
     let node = lab.node("node")?;
     let _pods = node.pods([PodSpec::new("one"), PodSpec::new("two")])?;
+    // A process in the lab's cgroup, so that a crash leaves a cgroup that was in use.
+    let _host = HostProcess::start(&node)?;
     println!("{}", lab.id());
     for line in stdin().lock().lines() {
         line.context("waiting for the input's end")?;
