@@ -156,7 +156,7 @@ fn write_v6(ctx: &TcContext, work: &Work, kind: u8, payload: u32) -> Option<()> 
 /// acknowledging all that it occupies.
 #[inline(always)]
 fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
-    let segment = packet::at::<[u32; 5]>(ctx, work.l4)?;
+    let segment = packet::at_transport::<[u32; 5]>(ctx, work.l4)?;
     // SAFETY: `at` has checked the bounds.
     let segment = unsafe { *segment };
     let sequence = u32::from_be(segment[1]);
