@@ -1,1 +1,3 @@
-//! x
+//! What Sluice's test tiers share: the lab, the control plane, builders.
+
+pub mod controlplane;
