@@ -7,22 +7,26 @@
 //!
 //! Everything ends with the [`ControlPlane`] value, or with the process, however that ends.
 
+mod apiserver;
 mod arguments;
 mod binaries;
 mod certificates;
 mod cluster;
+mod fingerprint;
 mod go;
 mod kubeconfig;
+mod module;
+mod options;
 mod ports;
 mod process;
 mod wait;
 mod workdir;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
@@ -32,42 +36,14 @@ use kube::{Api, Client, Config};
 pub use binaries::{ASSETS_VARIABLE, Binaries};
 use certificates::Certificates;
 pub use cluster::Cluster;
+pub use options::Options;
 use process::{NetworkNamespace, Process};
 use workdir::Workdir;
 
-/// How often readiness is asked for, and the pause between: together two minutes, for machines that build and
-/// test at once. Alone, a server is ready in four seconds.
-const READY_TRIES: u32 = 1200;
-const READY_PAUSE: Duration = Duration::from_millis(100);
-/// One readiness request's share.
-const READY_REQUEST: Duration = Duration::from_secs(5);
-/// How long the API server may take to end its watches and itself, before it is killed.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long the controllers may take to end, before they are killed.
+const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long a ServiceAccount's token lives: longer than any test, in seconds.
 const TOKEN_SECONDS: i64 = 24 * 3600;
-
-/// How a control plane is started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The address that the API server listens on; the calling thread's network namespace must own it. An agent
-    /// in another namespace needs one that routes there. etcd always listens on that namespace's loopback.
-    pub listen: IpAddr,
-    /// The Service CIDRs, one or one for each family; the first must be of the family of `listen`.
-    pub service_cidrs: Vec<String>,
-    /// More flags for kube-apiserver, which win over the harness's own.
-    pub apiserver_arguments: Vec<String>,
-}
-
-impl Default for Options {
-    /// Loopback and dual stack.
-    fn default() -> Self {
-        Self {
-            listen: Ipv4Addr::LOCALHOST.into(),
-            service_cidrs: vec!["10.96.0.0/16".into(), "fd00:10:96::/112".into()],
-            apiserver_arguments: Vec::new(),
-        }
-    }
-}
 
 /// A running control plane.
 pub struct ControlPlane {
@@ -154,6 +130,41 @@ impl ControlPlane {
         Ok(this)
     }
 
+    /// Starts one for the length of `test`. Where that fails, the ends of the servers' logs are printed, and the
+    /// folder stays for a day.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`], and those of `test`.
+    pub async fn during<T>(
+        options: Options,
+        test: impl AsyncFnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut this = Self::start(options).await?;
+        let result = test(&mut this).await;
+        if result.is_err() {
+            this.show_failure();
+        }
+        result
+    }
+
+    /// Prints the ends of the servers' logs and leaves the folder with all of them for a day. A panic does this
+    /// by itself.
+    pub fn show_failure(&mut self) {
+        self.folder.keep();
+        let running = [
+            Some(&self.etcd),
+            self.apiserver.as_ref(),
+            self.controller_manager.as_ref(),
+        ];
+        for process in running.into_iter().flatten() {
+            eprintln!(
+                "--- the end of {}\n{}",
+                process.log().display(),
+                process.log_tail()
+            );
+        }
+    }
+
     /// Where the API server listens. A restart keeps it.
     #[must_use]
     pub fn server(&self) -> SocketAddr {
@@ -224,69 +235,6 @@ impl ControlPlane {
         Ok(Client::try_from(config)?)
     }
 
-    /// Starts the API server, at the same address and with the same data, and returns when it is ready. Does
-    /// nothing if it runs. The controllers come back by themselves, after up to thirty seconds where it was away
-    /// for long; [`ControlPlane::restart_controller_manager`] does not wait for that.
-    ///
-    /// # Errors
-    /// When it ends or does not become ready; the text then holds the end of its log.
-    pub async fn start_apiserver(&mut self) -> Result<()> {
-        if self.apiserver.is_some() {
-            return Ok(());
-        }
-        let started = Process::spawn(
-            "kube-apiserver",
-            &self.programs.program("kube-apiserver"),
-            &arguments::apiserver(
-                &self.options,
-                &self.certificates,
-                self.server.port(),
-                self.etcd_port,
-            ),
-            &self.folder.path().join("kube-apiserver.log"),
-            &self.netns,
-        )?;
-        let apiserver = self.apiserver.insert(started);
-        let client = Client::try_from(self.admin.clone())?;
-        let mut last = String::new();
-        for _ in 0..READY_TRIES {
-            self.etcd.check_running()?;
-            apiserver.check_running()?;
-            match ready(&client).await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = format!("{error:#}"),
-            }
-            // Readiness cannot be waited for, only asked.
-            tokio::time::sleep(READY_PAUSE).await;
-        }
-        bail!(
-            "kube-apiserver at {} is not ready after {READY_TRIES} tries ({last}); the end of its log:\n{}",
-            self.server,
-            apiserver.log_tail()
-        )
-    }
-
-    /// Stops the API server (watches end, connections are refused); its data stays. Does nothing if it is
-    /// stopped.
-    ///
-    /// # Errors
-    /// When its end cannot be awaited.
-    pub async fn stop_apiserver(&mut self) -> Result<()> {
-        match self.apiserver.take() {
-            Some(apiserver) => apiserver.stop(STOP_GRACE).await,
-            None => Ok(()),
-        }
-    }
-
-    /// [`ControlPlane::stop_apiserver`], then [`ControlPlane::start_apiserver`].
-    ///
-    /// # Errors
-    /// As those two.
-    pub async fn restart_apiserver(&mut self) -> Result<()> {
-        self.stop_apiserver().await?;
-        self.start_apiserver().await
-    }
-
     /// Ends the controllers and starts them again, without the pauses that they make after failures.
     ///
     /// # Errors
@@ -312,33 +260,10 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        // A failing test: show what the servers said, and leave their logs.
-        self.folder.keep();
-        let running = [
-            Some(&self.etcd),
-            self.apiserver.as_ref(),
-            self.controller_manager.as_ref(),
-        ];
-        for process in running.into_iter().flatten() {
-            eprintln!(
-                "--- the end of {}\n{}",
-                process.log().display(),
-                process.log_tail()
-            );
+        if std::thread::panicking() {
+            self.show_failure();
         }
     }
-}
-
-/// One readiness request.
-async fn ready(client: &Client) -> Result<()> {
-    let request = http::Request::get("/readyz").body(Vec::new())?;
-    tokio::time::timeout(READY_REQUEST, client.request_text(request))
-        .await
-        .context("no answer")??;
-    Ok(())
 }
 
 /// The client's side of a kubeconfig; no proxy of the environment stands between a test and its server.

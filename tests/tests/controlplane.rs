@@ -1,21 +1,22 @@
 //! The real control plane does what the cluster tier stands on, and `deploy/rbac.yaml` grants what it says.
 //!
-//! Needs no root. The tests share no server: each starts its own, as the tests of the cluster tier do.
+//! The tests share no server: each starts its own, as those of the cluster tier do. One needs root.
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use futures::TryStreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
-    WatchParams,
+    WatchEvent, WatchParams,
 };
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Error};
+use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 use tests::controlplane::{Cluster, ControlPlane, Options};
 
@@ -25,6 +26,10 @@ const NODE: &str = "node-a";
 const WATCH_ANSWER: Duration = Duration::from_secs(20);
 /// What the server answers to a user without the right (RFC 9110, 15.5.4).
 const FORBIDDEN: u16 = 403;
+/// What a watch gets whose version the server no longer holds: list again.
+const GONE: u16 = 410;
+/// Changes between a client's last word and a restart.
+const CHANGES: u16 = 3;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -82,8 +87,11 @@ async fn shop(control_plane: &ControlPlane) -> Result<Cluster> {
 /// all of it outlives the API server.
 #[tokio::test]
 async fn pods_become_endpoints_and_outlive_a_restart() -> Result<()> {
-    let mut control_plane = ControlPlane::start(Options::default()).await?;
-    let cluster = shop(&control_plane).await?;
+    ControlPlane::during(Options::default(), pods_become_endpoints).await
+}
+
+async fn pods_become_endpoints(control_plane: &mut ControlPlane) -> Result<()> {
+    let cluster = shop(control_plane).await?;
     cluster.apply(&format!("{SERVICE}---{DEPLOYMENT}")).await?;
 
     let services: Api<Service> = Api::namespaced(control_plane.client()?, NAMESPACE);
@@ -152,7 +160,27 @@ async fn pods_become_endpoints_and_outlive_a_restart() -> Result<()> {
         .wait_for_endpoints(NAMESPACE, "web", &[first, second].concat())
         .await?;
 
-    // Stopped is stopped; started again it holds the same objects, and the controllers go on.
+    // Stopped is stopped; started again it holds the same objects, and the controllers go on. What happened
+    // before the restart is not told again: a watch from then must list anew.
+    let seen = services
+        .list(&ListParams::default())
+        .await?
+        .metadata
+        .resource_version
+        .context("a version")?;
+    for round in 0..CHANGES {
+        cluster
+            .create_node(
+                NODE,
+                &both("192.0.2.10", "2001:db8::10")?,
+                &[("round", &round.to_string())],
+            )
+            .await?;
+        cluster
+            .apply(&SERVICE.replace("port: 80,", &format!("port: {},", 81 + round)))
+            .await?;
+    }
+    cluster.apply(SERVICE).await?;
     let server = control_plane.server();
     control_plane.stop_apiserver().await?;
     assert!(
@@ -168,6 +196,8 @@ async fn pods_become_endpoints_and_outlive_a_restart() -> Result<()> {
         .and_then(|spec| spec.cluster_ips)
         .unwrap_or_default();
     assert_eq!(after, addresses, "the Service is another");
+    let gone = watch_error(&services, &seen).await?;
+    assert_eq!(gone, GONE, "a watch from before the restart went on");
     control_plane.restart_controller_manager().await?;
     cluster.scale(NAMESPACE, "web", 1).await?;
     let left = cluster.wait_for_pods(NAMESPACE, "app=web", 1).await?;
@@ -193,6 +223,19 @@ async fn pods_become_endpoints_and_outlive_a_restart() -> Result<()> {
         1
     );
     Ok(())
+}
+
+/// The code of the error that a watch from `version` on begins with.
+async fn watch_error(services: &Api<Service>, version: &str) -> Result<u16> {
+    let mut changes = std::pin::pin!(services.watch(&WatchParams::default(), version).await?);
+    match tokio::time::timeout(WATCH_ANSWER, changes.try_next())
+        .await
+        .context("no event")?
+    {
+        Ok(Some(WatchEvent::Error(status))) => Ok(status.code),
+        Err(Error::Api(status)) => Ok(status.code),
+        other => bail!("the watch went on with {other:?}"),
+    }
 }
 
 /// One object of each kind that the agent reads, named `web` and in `shop` where it has a namespace.
@@ -241,15 +284,18 @@ fn refused<T>(what: &str, answer: kube::Result<T>) -> Result<()> {
     match answer {
         Err(Error::Api(status)) if status.code == FORBIDDEN => Ok(()),
         Err(error) => Err(error).with_context(|| format!("{what}: refused, but not by RBAC")),
-        Ok(_) => anyhow::bail!("{what} was allowed"),
+        Ok(_) => bail!("{what} was allowed"),
     }
 }
 
 /// The agent's ServiceAccount may get, list and watch the six kinds, and may do nothing else.
 #[tokio::test]
 async fn the_agents_account_reads_six_kinds_and_writes_nothing() -> Result<()> {
-    let control_plane = ControlPlane::start(Options::default()).await?;
-    let cluster = shop(&control_plane).await?;
+    ControlPlane::during(Options::default(), account_reads_only).await
+}
+
+async fn account_reads_only(control_plane: &mut ControlPlane) -> Result<()> {
+    let cluster = shop(control_plane).await?;
     cluster.apply(ONE_OF_EACH).await?;
     let rbac = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml");
     cluster.apply(&std::fs::read_to_string(rbac)?).await?;
@@ -306,8 +352,8 @@ async fn reads(
     let mut changes = std::pin::pin!(everywhere.watch(&WatchParams::default(), "0").await?);
     let first = tokio::time::timeout(WATCH_ANSWER, changes.try_next()).await;
     match first.with_context(|| format!("watching {kind}: no event"))?? {
-        Some(kube::api::WatchEvent::Added(_)) => Ok(()),
-        other => anyhow::bail!("watching {kind}: {other:?}"),
+        Some(WatchEvent::Added(_)) => Ok(()),
+        other => bail!("watching {kind}: {other:?}"),
     }
 }
 
@@ -349,8 +395,7 @@ async fn writes_nothing(kind: &str, api: &Api<DynamicObject>) -> Result<()> {
     )
 }
 
-/// A client outlives the server: what it asks while the server is away fails, and later requests work. Another
-/// harness at the same time has its own ports and data.
+/// A control plane has its own ports, data and authority, and takes its files with it.
 #[tokio::test]
 async fn two_at_once_share_nothing() -> Result<()> {
     let (first, second) = tokio::try_join!(
@@ -385,5 +430,50 @@ async fn two_at_once_share_nothing() -> Result<()> {
             .git_version
             .starts_with("v1.")
     );
+    Ok(())
+}
+
+/// In a network namespace of its own, at an address that others can reach: the server names that address in the
+/// endpoints of `kubernetes`, and a restart finds the namespace again from any thread.
+#[tokio::test]
+async fn listens_where_a_lab_reaches_it() -> Result<()> {
+    // This thread only; the runtime has no other, and the threads it makes later inherit the namespace.
+    let outside = std::fs::File::open("/proc/thread-self/ns/net")?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNET).context("a network namespace (needs root)")?;
+    let inside = std::fs::File::open("/proc/thread-self/ns/net")?;
+    let listen = ip("192.0.2.1")?;
+    ip_command("link set lo up")?;
+    ip_command("link add lab type veth peer name far")?;
+    ip_command("link set far up")?;
+    ip_command("link set lab up")?;
+    ip_command(&format!("address add {listen}/24 dev lab"))?;
+
+    let options = Options {
+        listen,
+        ..Options::default()
+    };
+    ControlPlane::during(options, async |control_plane| {
+        let cluster = control_plane.cluster()?;
+        cluster
+            .wait_for_endpoints("default", "kubernetes", &[listen])
+            .await?;
+        control_plane.restart_apiserver().await?;
+        setns(&outside, CloneFlags::CLONE_NEWNET)?;
+        let restarted = control_plane.restart_controller_manager().await;
+        setns(&inside, CloneFlags::CLONE_NEWNET)?;
+        restarted?;
+        // Only inside do the controllers reach the server.
+        cluster.create_namespace(NAMESPACE, &[]).await?;
+        Ok(())
+    })
+    .await
+}
+
+fn ip_command(arguments: &str) -> Result<()> {
+    let status = std::process::Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .context("running ip")?;
+    ensure!(status.success(), "ip {arguments}: {status}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use tests::controlplane::{Binaries, ControlPlane, Options};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 #[command(about = "etcd, kube-apiserver and kube-controller-manager for Sluice's tests")]
@@ -60,5 +61,9 @@ async fn run(options: Options) -> Result<()> {
         "running; logs are in {}; Ctrl-C ends it",
         control_plane.directory().display()
     );
-    tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")
+    let mut terminated = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("waiting for Ctrl-C"),
+        _ = terminated.recv() => Ok(()),
+    }
 }

@@ -230,7 +230,7 @@ fn lock(mutex: &Mutex<bool>) -> MutexGuard<'_, bool> {
 }
 
 /// Has the kernel kill the child when the thread that starts it ends, by whatever way this process ends.
-fn die_with_parent(command: &mut Command) {
+pub(super) fn die_with_parent(command: &mut Command) {
     let parent = nix::unistd::getpid();
     let hook = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
