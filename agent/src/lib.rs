@@ -1,1 +1,14 @@
-//! x
+//! Sluice, a node-level eBPF dataplane agent for Kubernetes.
+//!
+//! ```text
+//! kube ──────┐
+//! xds ───────┼─> source ─> model ─> compile ─> desired ─> diff ─> datapath ─> eBPF maps, programs, links
+//! manifests ─┘                                   ^                   │
+//! netlink (local veths, addresses, routes) ──────┘                   └─> observe ─> metrics, flows, CLI
+//! ```
+
+pub mod datapath;
+pub mod desired;
+pub mod local;
+pub mod model;
+pub mod source;
