@@ -1,6 +1,7 @@
 //! The test control plane from the command line: built ahead of the tests, or started to look at.
 
 use std::net::IpAddr;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -29,8 +30,19 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // One line to act on: no backtrace, whatever the environment asks for.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
         Command::Build => {
             println!("{}", Binaries::find_or_build()?.directory().display());
             Ok(())
