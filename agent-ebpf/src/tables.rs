@@ -29,8 +29,8 @@ fn word<T: Copy>(pointer: *const T) -> T {
     unsafe { core::mem::transmute_copy(&raw) }
 }
 
-/// No entry. No entry looks like this, and, unlike an option that is spelled out earlier, it is a value in every branch: the compiler
-/// may leave a register of an absent one unset, and the verifier lets none be copied.
+/// What stands for no entry; no entry looks like this. It is kept in one opaque word until the end: the compiler leaves the registers of
+/// an absent option unset and yet copies them, which the verifier does not let it.
 const NOTHING: u64 = u64::MAX;
 
 impl Tables for Maps {
@@ -51,6 +51,7 @@ impl Tables for Maps {
                 }
             }
         }
+        let found = core::hint::black_box(found);
         if found == NOTHING {
             return None;
         }
@@ -103,6 +104,7 @@ impl Tables for Maps {
                 }
             }
         }
+        let found = core::hint::black_box(found);
         if found == NOTHING {
             return None;
         }
