@@ -67,7 +67,7 @@ fn words(line: &str) -> Vec<&'static str> {
         |character: char| character.is_ascii_alphanumeric() || "_-.*}".contains(character);
     let hosts = HOSTS.iter().filter(|host| {
         line.match_indices(**host).any(|(at, _)| {
-            // `my-docker.io` is another host, `index.docker.io` is not.
+            // A longer first label is another host; one more label in front is the same one.
             let before = line[..at].chars().next_back();
             before.is_none_or(|character| !character.is_ascii_alphanumeric() && character != '-')
         })
