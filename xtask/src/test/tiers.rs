@@ -45,10 +45,6 @@ const fn anywhere(
 }
 
 /// Tests that run as root, so many at a time.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the first tier of root comes with the first lab")
-)]
 const fn root(
     name: &'static str,
     about: &'static str,
@@ -87,6 +83,14 @@ pub(crate) const TIERS: &[Tier] = &[
             5,
         )
     },
+    root(
+        "lab-self",
+        "the lab's own namespaces, links and probes",
+        &["--package", "tests", "--test", "lab_self"],
+        2,
+        &[Need::Lab],
+        5,
+    ),
 ];
 
 #[cfg(test)]
