@@ -26,6 +26,7 @@ pub mod netns;
 pub mod node;
 pub mod notify;
 pub mod owner;
+pub mod pinned;
 pub mod pod;
 pub mod process;
 pub mod program;

@@ -13,7 +13,7 @@ use clap::Parser;
 use tests::lab::Lab;
 use tests::lab::host::{HostProcess, Reply, Request};
 use tests::lab::pod::PodSpec;
-use tests::lab::traffic::{Server, probe};
+use tests::lab::traffic::{Server, probe, unconnected};
 
 /// What to be.
 #[derive(Debug, Parser)]
@@ -65,6 +65,11 @@ fn act(request: Request, servers: &mut Vec<Server>) -> Result<Reply> {
             token,
             deadline,
         } => Reply::Outcome(probe::run_here(proto, to, &token, deadline)?),
+        Request::SendTo {
+            to,
+            token,
+            deadline,
+        } => Reply::Outcome(unconnected::ask_here(to, &token, deadline)?),
         Request::Serve { name, binds } => {
             let server = Server::start_here(&name, &binds)?;
             let addresses = server.addresses().to_vec();

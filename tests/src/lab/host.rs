@@ -35,6 +35,15 @@ pub enum Request {
         /// How long it may take.
         deadline: Duration,
     },
+    /// Send one datagram from a socket that is not connected.
+    SendTo {
+        /// Whom to.
+        to: SocketAddr,
+        /// Saying what.
+        token: String,
+        /// How long the answer may take.
+        deadline: Duration,
+    },
     /// Start a server; it runs as long as the process.
     Serve {
         /// Its name.
@@ -50,7 +59,7 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// To [`Request::Ask`].
+    /// To [`Request::Ask`] and [`Request::SendTo`].
     Outcome(Outcome),
     /// To [`Request::Serve`]: where it listens, with real ports.
     Serving(Vec<(Proto, SocketAddr)>),
@@ -107,6 +116,22 @@ impl HostProcess {
         let token = format!("host-{}", self.id());
         match self.call(&Request::Ask {
             proto,
+            to,
+            token,
+            deadline,
+        })? {
+            Reply::Outcome(outcome) => Ok(outcome),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends one datagram from the node by `sendto`, and waits for its answer.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn send_to(&mut self, to: SocketAddr, deadline: Duration) -> Result<Outcome> {
+        let token = format!("host-{}", self.id());
+        match self.call(&Request::SendTo {
             to,
             token,
             deadline,

@@ -7,6 +7,7 @@
 //! | [`connects`] | do N new connections a second all succeed, with no retry and no retransmission |
 //! | [`held`] | does a connection that is open stay open, and when did it first fail |
 //! | [`stream`] | is any number of a UDP stream lost, doubled or overtaken |
+//! | [`unconnected`] | does a datagram from an unconnected socket get its answer |
 //! | [`raw`] | what happens to a frame made by hand |
 //! | [`counters`] | what the kernel counted in a namespace |
 //!
@@ -25,6 +26,7 @@ mod ready;
 pub mod sequence;
 pub mod server;
 pub mod stream;
+pub mod unconnected;
 
 use std::fmt;
 

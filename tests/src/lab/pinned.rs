@@ -1,0 +1,106 @@
+//! What an agent's maps say, read through their pins: the kernel's own word, whatever the agent says of itself.
+
+use std::path::{Path, PathBuf};
+
+use agent_common::{
+    Counter, Flow, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple, Verdict,
+    drop_index, hook, limits::LAYOUT,
+};
+use anyhow::{Context, Result, bail};
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+
+/// The maps under a pin root.
+#[derive(Debug, Clone)]
+pub struct Pinned {
+    maps: PathBuf,
+}
+
+impl Pinned {
+    /// The maps under `--pin-root`.
+    pub fn new(pin_root: &Path) -> Self {
+        Self {
+            maps: pin_root.join(format!("v{LAYOUT}")).join("maps"),
+        }
+    }
+
+    /// Where a map is pinned, for `bpftool map dump pinned`.
+    pub fn path(&self, map: &str) -> PathBuf {
+        self.maps.join(map)
+    }
+
+    fn open(&self, map: &str) -> Result<MapData> {
+        let path = self.path(map);
+        MapData::from_pin(&path).with_context(|| format!("opening the map {}", path.display()))
+    }
+
+    /// Packets dropped for a reason so far, at all hooks.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn drops(&self, reason: Reason) -> Result<u64> {
+        (0..hook::HOOKS)
+            .map(|hook| self.drops_at(hook, reason))
+            .sum()
+    }
+
+    /// Packets dropped for a reason at one hook ([`agent_common::hook`]) so far.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn drops_at(&self, hook: u32, reason: Reason) -> Result<u64> {
+        let counters: PerCpuArray<_, Counter> =
+            PerCpuArray::try_from(Map::PerCpuArray(self.open("counters")?))?;
+        let values = counters.get(&drop_index(hook, reason), 0)?;
+        Ok(values.iter().map(|cpu| cpu.packets).sum())
+    }
+
+    /// Every reason for which packets were dropped so far, with how many: for messages.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn all_drops(&self) -> Result<Vec<(&'static str, u64)>> {
+        let mut drops = Vec::new();
+        for reason in Reason::ALL {
+            let packets = self.drops(*reason)?;
+            if packets > 0 {
+                drops.push((reason.name(), packets));
+            }
+        }
+        Ok(drops)
+    }
+
+    /// All entries of the flows that were answered. Entries that come and go meanwhile may be missed or told twice.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn flows(&self) -> Result<Vec<(Tuple, Flow)>> {
+        let flows: HashMap<_, Tuple, Flow> =
+            HashMap::try_from(Map::LruHashMap(self.open("conntrack")?))?;
+        Ok(flows.iter().filter_map(Result::ok).collect())
+    }
+
+    /// How many entries a map has, of those that hold what services and policies say: `services`, `rules`, `prefixes`.
+    ///
+    /// # Errors
+    /// The map is not there, or is none of these.
+    pub fn entries(&self, map: &str) -> Result<usize> {
+        let data = self.open(map)?;
+        Ok(match map {
+            "services" => {
+                let map: HashMap<_, ServiceKey, ServiceEntry> =
+                    HashMap::try_from(Map::HashMap(data))?;
+                map.keys().filter_map(Result::ok).count()
+            }
+            "rules" => {
+                let map: LpmTrie<_, RuleKey, Verdict> = LpmTrie::try_from(Map::LpmTrie(data))?;
+                map.keys().filter_map(Result::ok).count()
+            }
+            "prefixes" => {
+                let map: LpmTrie<_, Prefix, PrefixEntry> = LpmTrie::try_from(Map::LpmTrie(data))?;
+                map.keys().filter_map(Result::ok).count()
+            }
+            other => bail!("the entries of {other} are not counted here"),
+        })
+    }
+}

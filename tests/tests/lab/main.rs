@@ -1,0 +1,11 @@
+//! The lab tier: `sluice agent` as a process on a node of network namespaces, on manifests, with real sockets in pods.
+//!
+//! Needs root. Every test has a lab of its own.
+
+mod frames;
+mod policies;
+mod redirect;
+mod restart;
+mod scene;
+mod services;
+mod verdict;

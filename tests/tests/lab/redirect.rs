@@ -1,0 +1,74 @@
+//! Delivery by peer redirect leaves out the host's side of the target's link, and with it `to_pod`. Its judgement must not.
+
+use agent_common::{Address, Reason, flow_flag, hook, path};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tests::lab::traffic::counters::Counters;
+use tests::lab::traffic::{Patience, probe};
+
+use crate::policies::on;
+use crate::scene::{HTTP, Scene, roles};
+
+/// What the node's stack forwarded, by family.
+const FORWARDED: [&str; 2] = ["IpForwDatagrams", "Ip6OutForwDatagrams"];
+
+#[test]
+fn a_redirected_packet_meets_its_targets_ingress_policy() -> Result<()> {
+    let scene = Scene::new(&roles(&["client", "stranger", "server"]))?;
+    let only_client = on(
+        "server",
+        "only-client",
+        json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }] }),
+    );
+    // Its egress is allowed by name, everywhere: that must not vouch for anybody's ingress.
+    let everywhere = on(
+        "stranger",
+        "everywhere",
+        json!({ "policyTypes": ["Egress"], "egress": [{}] }),
+    );
+    scene.apply([&only_client, &everywhere])?;
+
+    // The allowed pair goes by redirect: its entries say so, and the node's stack forwarded nothing.
+    let before = Counters::read(scene.node.netns())?;
+    scene.assert_allowed("client", "server", HTTP)?;
+    let after = Counters::read(scene.node.netns())?;
+    for forwarded in FORWARDED {
+        ensure!(
+            after.since(&before, forwarded) == 0,
+            "the node's stack forwarded what should be redirected: {:?}",
+            after.changes_since(&before)
+        );
+    }
+    let client = scene.addresses("client")?.map(Address::from);
+    let flows: Vec<_> = scene
+        .pinned()
+        .flows()?
+        .into_iter()
+        .filter(|(tuple, flow)| client.contains(&tuple.source) && flow.flags & flow_flag::REPLY == 0)
+        .collect();
+    ensure!(
+        flows.len() >= 4 && flows.iter().all(|(_, flow)| flow.path == path::PEER),
+        "both families and both protocols by peer redirect: {flows:?}"
+    );
+
+    // The stranger's packets would take the same way, and are dropped where they enter, by the target's ingress.
+    let from_pod = |reason| scene.pinned().drops_at(hook::FROM_POD, reason);
+    let (ingress, egress) = (from_pod(Reason::PolicyIngress)?, from_pod(Reason::PolicyEgress)?);
+    scene.assert_denied("stranger", "server", HTTP, Reason::PolicyIngress)?;
+    ensure!(
+        from_pod(Reason::PolicyIngress)? - ingress >= 4,
+        "dropped, but not where the redirect would have been"
+    );
+    ensure!(
+        from_pod(Reason::PolicyEgress)? == egress,
+        "the stranger's egress is allowed"
+    );
+    // The same stranger, the same way, another target: what was missing was only the ingress.
+    scene.assert_allowed("stranger", "client", HTTP)?;
+
+    // A flow that stands by redirect is judged again when its ingress is taken away.
+    let outcomes = probe::run(&scene.probes("client", "server", HTTP)?, Patience::MATRIX)?;
+    ensure!(outcomes.iter().all(|outcome| outcome.is_answered()));
+    scene.relabel("client", &[("app", "somebody")])?;
+    scene.assert_denied("client", "server", HTTP, Reason::PolicyIngress)
+}
