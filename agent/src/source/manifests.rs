@@ -13,6 +13,8 @@ mod document;
 mod files;
 mod parse;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod worker;
 
@@ -22,9 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
-use inotify::Inotify;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use futures::{Stream, StreamExt};
+use inotify::{Inotify, Watches};
 
 use self::tree::{RawEvent, Work};
 use self::worker::Worker;
@@ -36,6 +37,8 @@ use crate::model::Kind;
 const RETRY: Duration = Duration::from_secs(1);
 /// Bytes of the buffer for events: some hundred of them.
 const BUFFER: usize = 16_384;
+/// Events that are looked at together, if so many are there: the kernel's own queue has 16,384 (`max_queued_events`).
+const BATCH: usize = 16_384;
 
 /// The manifests directory.
 #[derive(Debug)]
@@ -132,9 +135,9 @@ impl Told {
 }
 
 async fn run(root: PathBuf, told: &mut Told) -> Result<(), Closed> {
-    let mut inotify = loop {
-        match Inotify::init().and_then(|i| AsyncFd::with_interest(i, Interest::READABLE)) {
-            Ok(inotify) => break inotify,
+    let (watches, mut batches) = loop {
+        match Inotify::init().and_then(batches) {
+            Ok(batches) => break batches,
             Err(error) => {
                 let reason = format!(
                     "inotify: {error}; raise the sysctl fs.inotify.max_user_instances, or the limit of open files"
@@ -144,7 +147,6 @@ async fn run(root: PathBuf, told: &mut Told) -> Result<(), Closed> {
             }
         }
     };
-    let watches = inotify.get_ref().watches();
     let worker = Arc::new(Mutex::new(Worker::new(root, watches)));
     let mut events = None;
     loop {
@@ -170,13 +172,15 @@ async fn run(root: PathBuf, told: &mut Told) -> Result<(), Closed> {
         let failed = told.failed.is_some();
         tokio::select! {
             () = told.events.closed() => return Err(Closed),
-            read = read(&mut inotify) => match read {
-                Ok(read) => events = Some(read),
+            batch = batches.next() => match batch {
+                Some(Ok(batch)) => events = Some(batch),
                 // Then nothing is known of what happened: look at everything, after a while.
-                Err(error) => {
+                Some(Err(error)) => {
                     told.bad(format!("inotify: {error}")).await?;
                     told.retry().await?;
                 }
+                // A stream of the kernel's events has no end.
+                None => told.retry().await?,
             },
             () = tokio::time::sleep(RETRY), if failed => {}
         }
@@ -198,27 +202,26 @@ impl Worker {
     }
 }
 
-/// Waits for events, and takes all that are there: a rename is two of them.
-async fn read(inotify: &mut AsyncFd<Inotify>) -> io::Result<Vec<RawEvent>> {
-    let mut buffer = vec![0; BUFFER];
-    let mut events = Vec::new();
-    loop {
-        let mut guard = inotify.readable_mut().await?;
-        let read = guard.try_io(|inotify| {
-            let batch = inotify.get_mut().read_events(&mut buffer)?;
-            Ok(batch
-                .map(|event| RawEvent {
+/// Events as they come: all that are there at once, because a rename is two of them.
+fn batches(
+    inotify: Inotify,
+) -> io::Result<(
+    Watches,
+    impl Stream<Item = io::Result<Vec<RawEvent>>> + Unpin,
+)> {
+    let watches = inotify.watches();
+    let stream = inotify.into_event_stream(vec![0; BUFFER])?;
+    let batches = stream.ready_chunks(BATCH).map(|batch| {
+        batch
+            .into_iter()
+            .map(|event| {
+                event.map(|event| RawEvent {
                     watch: event.wd.get_watch_descriptor_id(),
                     mask: event.mask,
-                    name: event.name.map(ToOwned::to_owned),
+                    name: event.name,
                 })
-                .collect::<Vec<_>>())
-        });
-        match read {
-            Ok(batch) => events.extend(batch?),
-            // It would block.
-            Err(_) if events.is_empty() => {}
-            Err(_) => return Ok(events),
-        }
-    }
+            })
+            .collect()
+    });
+    Ok((watches, batches))
 }

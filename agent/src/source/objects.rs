@@ -17,6 +17,9 @@ mod service;
 mod slice;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Display;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -10,6 +10,9 @@ const MOVED: [(&str, &str); 2] = [
 
 /// Rewrites a slice: the `topology` map of each endpoint becomes `nodeName` and `zone`, where those are not there already.
 pub(super) fn upgrade(slice: &mut Value) {
+    if let Some(slice) = slice.as_object_mut() {
+        slice.insert("apiVersion".to_owned(), "discovery.k8s.io/v1".into());
+    }
     let Some(endpoints) = slice.get_mut("endpoints").and_then(Value::as_array_mut) else {
         return;
     };
