@@ -293,7 +293,10 @@ async fn a_directory_that_is_removed_and_made_again() {
     fs::write(again.join("a.yaml"), namespace("a", "y")).unwrap();
     fs::rename(&again, &live.root).unwrap();
     let mended = format!("~{}", live.path(MARK));
-    assert_eq!(live.until_synced().await, ["+Namespace a", "-Namespace b", &mended]);
+    assert_eq!(
+        live.until_synced().await,
+        ["+Namespace a", "-Namespace b", &mended]
+    );
 }
 
 #[tokio::test]
