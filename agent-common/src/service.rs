@@ -51,6 +51,19 @@ pub struct ServiceEntry {
     pub check: u16,
 }
 
+impl ServiceEntry {
+    /// The entry in a word that was read from the map at once.
+    #[inline(always)]
+    pub const fn from_raw(raw: u64) -> Self {
+        let b = raw.to_ne_bytes();
+        Self {
+            pool: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            flags: u16::from_ne_bytes([b[4], b[5]]),
+            check: u16::from_ne_bytes([b[6], b[7]]),
+        }
+    }
+}
+
 impl ServiceKey {
     /// The key of `address:port/protocol`, with the port in network order.
     #[inline(always)]
@@ -196,9 +209,9 @@ pub struct Affinity {
     pub backend: u32,
     /// Generation of the backend number.
     pub backend_generation: u32,
-    /// Seconds of the coarse monotonic clock at the client's last new flow.
+    /// Tick ([`crate::clock`]) of the client's last new flow.
     pub last_used: u32,
-    /// Seconds that the choice lasts after it.
+    /// Ticks that the choice lasts after it.
     pub timeout: u32,
 }
 
@@ -243,7 +256,7 @@ pub struct Fragment {
     pub destination_port_be: u16,
     /// Offset in bytes at which the next fragment must begin.
     pub next_offset: u32,
-    /// Seconds of the coarse monotonic clock at the last fragment.
+    /// Tick ([`crate::clock`]) of the last fragment.
     pub last_seen: u32,
     /// Always zero.
     pub _zero: u32,
