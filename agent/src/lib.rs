@@ -21,4 +21,5 @@ pub mod model;
 pub mod oracle;
 pub mod plan;
 pub mod problem;
+pub mod reconcile;
 pub mod source;
