@@ -14,6 +14,8 @@ mod pools;
 mod restore;
 mod runs;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_common::{Head, Pod, ServiceEntry, pod_flag, service_flag, set_flag};
+use agent_common::{Head, Pod, ServiceEntry, pod_flag, set_flag};
 
 use super::epochs::Concerned;
 use super::pools::{self, Garbage};
@@ -15,7 +15,7 @@ use crate::problem::Problem;
 #[derive(Default)]
 struct Phases {
     prepare: Vec<Transaction>,
-    /// Frontends that stop dropping when empty, before their pools are.
+    /// Frontends whose flags change while their pool has backends.
     frontends_first: Vec<Transaction>,
     pools: Vec<Transaction>,
     frontends: Vec<Transaction>,
@@ -255,16 +255,26 @@ impl<'a> Builder<'a> {
             };
             let list = match now {
                 Some(now) if *now == entry => continue,
-                Some(now)
-                    if now.pool == entry.pool
-                        && now.flags & !entry.flags & service_flag::DROP_WHEN_EMPTY != 0 =>
-                {
+                // What an empty pool answers is said while it is not empty: nobody sees it change.
+                Some(now) if now.pool == entry.pool && self.planner.filled(now.pool) => {
                     &mut self.phases.frontends_first
                 }
                 Some(_) => &mut self.phases.frontends_moved,
                 None => &mut self.phases.frontends,
             };
             list.push(one(item, needs, Write::Service(key, Some(entry))));
+        }
+        // And their pools wait for them, lest an empty pool answers with the flags of before.
+        let mut first: BTreeMap<&Item, Vec<Item>> = BTreeMap::new();
+        for frontend in &self.phases.frontends_first {
+            for pool in &frontend.needs {
+                first.entry(pool).or_default().push(frontend.item.clone());
+            }
+        }
+        for pool in &mut self.phases.pools {
+            if let Some(frontends) = first.remove(&pool.item) {
+                pool.needs.extend(frontends);
+            }
         }
     }
 
@@ -536,6 +546,12 @@ impl<'a> Builder<'a> {
 }
 
 impl Planner {
+    /// Whether a pool has backends now.
+    fn filled(&self, pool: u32) -> bool {
+        let head = self.mirror.contents.heads.get(&pool);
+        head.is_some_and(|head| head.count > 0)
+    }
+
     /// The frontends that lead to pools which are to go.
     fn users(&self, released: &Garbage) -> Vec<Item> {
         let heads = released.heads.iter();
