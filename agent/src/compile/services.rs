@@ -246,3 +246,6 @@ fn unnamed_port(
         ));
     }
 }
+
+#[cfg(test)]
+mod tests;
