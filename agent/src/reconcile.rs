@@ -4,6 +4,8 @@
 //! known: the first apply is a diff against what the maps hold, and whatever it does not know goes.
 
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,7 +59,9 @@ const REQUESTS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// What the maps hold cannot be read.
-    #[error("cannot read the maps back, so nothing was changed: {0}; check the pins or run `sluice cleanup`")]
+    #[error(
+        "cannot read the maps back, so nothing was changed: {0}; check the pins or run `sluice cleanup`"
+    )]
     Contents(#[source] DatapathError),
     /// The hook of the first apply failed.
     #[error("cannot attach the programs: {0}")]
@@ -65,8 +69,7 @@ pub enum ReconcileError {
 }
 
 /// What runs once, between the first apply and readiness: attaching the programs.
-pub type Attach =
-    Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send>;
+pub type Attach = Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send>;
 
 /// How the rest of the agent sees the loop.
 #[derive(Clone, Debug)]
@@ -107,6 +110,7 @@ pub struct Reconciler {
     last_apply: Option<LastApply>,
     dirty_snapshot: bool,
     retry: Option<Duration>,
+    retry_at: Option<tokio::time::Instant>,
     state: Option<Arc<State>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
@@ -142,6 +146,7 @@ impl Reconciler {
             last_apply: None,
             dirty_snapshot: true,
             retry: None,
+            retry_at: None,
             state: None,
             snapshots,
             ready,
@@ -171,8 +176,8 @@ impl Reconciler {
         self.publish();
         loop {
             let retry = async {
-                match self.retry {
-                    Some(wait) => tokio::time::sleep(wait).await,
+                match self.retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
@@ -312,8 +317,9 @@ impl Reconciler {
         } else if retried {
             self.retry.map(|wait| (wait * 2).min(RETRY_MOST))
         } else {
-            Some(RETRY_FIRST)
+            Some(self.retry.unwrap_or(RETRY_FIRST))
         };
+        self.retry_at = self.retry.map(|wait| tokio::time::Instant::now() + wait);
         for problem in &applied.problems {
             tracing::warn!(object = problem.object, "{}", problem.reason);
         }
@@ -365,7 +371,9 @@ impl Reconciler {
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
             notices: notices.cloned().collect(),
-            usage: planner.map(|p| snapshot::usage(p.contents())).unwrap_or_default(),
+            usage: planner
+                .map(|p| snapshot::usage(p.contents()))
+                .unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
         }));

@@ -54,9 +54,7 @@ pub fn gather<'a>(
             .filter(|p| p.name == *port && p.protocol == protocol);
         for number in ports.map(|p| p.port) {
             for endpoint in &slice.endpoints {
-                let seen = found
-                    .entry((endpoint.address, number))
-                    .or_insert(endpoint);
+                let seen = found.entry((endpoint.address, number)).or_insert(endpoint);
                 if rank(endpoint) > rank(seen) {
                     *seen = endpoint;
                 }
@@ -277,7 +275,10 @@ mod tests {
                 port: 80,
             }],
         };
-        let (far, near) = (slice("a", endpoint(1, "rs")), slice("b", endpoint(1, "stl")));
+        let (far, near) = (
+            slice("a", endpoint(1, "rs")),
+            slice("b", endpoint(1, "stl")),
+        );
         for order in [[&far, &near], [&near, &far]] {
             let found = gather(
                 order.into_iter(),

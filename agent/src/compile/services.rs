@@ -146,7 +146,10 @@ impl Services {
         for frontend in after.frontends.keys() {
             if !before.frontends.contains_key(frontend) {
                 touched.insert(*frontend);
-                self.claims.entry(*frontend).or_default().insert(key.clone());
+                self.claims
+                    .entry(*frontend)
+                    .or_default()
+                    .insert(key.clone());
             }
         }
         if after != Output::default() {

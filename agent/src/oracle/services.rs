@@ -111,7 +111,9 @@ fn usable(ready: Vec<(u16, Endpoint)>, all: &[(u16, Endpoint)]) -> BTreeSet<(IpA
     } else {
         ready
     };
-    list.into_iter().map(|(port, e)| (e.address, port)).collect()
+    list.into_iter()
+        .map(|(port, e)| (e.address, port))
+        .collect()
 }
 
 fn hinted(cluster: &Cluster, node: &str, all: &[(u16, Endpoint)]) -> Vec<(u16, Endpoint)> {

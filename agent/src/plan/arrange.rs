@@ -37,7 +37,11 @@ pub(super) fn target(old: &PoolState, chosen: &[u32], kept: &BTreeSet<u32>) -> T
             holes.push(at);
         }
     }
-    let added: Vec<u32> = chosen.iter().copied().filter(|n| !seen.contains(n)).collect();
+    let added: Vec<u32> = chosen
+        .iter()
+        .copied()
+        .filter(|n| !seen.contains(n))
+        .collect();
     let mut array = old.array[..old.count].to_vec();
     let in_place = match (holes.as_slice(), added.as_slice()) {
         ([], added) => {

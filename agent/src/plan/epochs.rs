@@ -145,9 +145,8 @@ impl Concerned {
 
     /// The slots of pods that are judged by one of the sets once the plan is done.
     pub(super) fn slots_desired(&self, desired: &Desired) -> BTreeSet<u32> {
-        let judged = |word: &SetWord| {
-            word.flags & set_flag::ISOLATED != 0 && self.sets.contains(&word.set)
-        };
+        let judged =
+            |word: &SetWord| word.flags & set_flag::ISOLATED != 0 && self.sets.contains(&word.set);
         let pods = desired.pods.iter();
         pods.filter(|(_, pod)| judged(&pod.egress) || judged(&pod.ingress))
             .map(|(slot, _)| *slot)

@@ -89,7 +89,10 @@ impl Pools {
 
     /// Makes numbers and runs free for others: after a grace period in which nobody pointed to them.
     pub(super) fn free(&mut self, garbage: Garbage) {
-        garbage.backends.into_iter().for_each(|n| self.backends.give(n));
+        garbage
+            .backends
+            .into_iter()
+            .for_each(|n| self.backends.give(n));
         garbage.runs.into_iter().for_each(|r| self.runs.give(r));
         garbage.heads.into_iter().for_each(|n| self.heads.give(n));
     }
@@ -288,10 +291,10 @@ impl Pools {
     /// Reads back where a pool stands after its change failed half-way; what it does not hold becomes garbage.
     pub(super) fn recover(&mut self, key: &PoolKey, change: Change, mirror: &Contents) {
         let old = self.states.get(key).cloned();
-        let Some(number) = old
-            .as_ref()
-            .map(|state| state.number)
-            .or(change.taken.heads.first().copied())
+        let Some(number) =
+            old.as_ref()
+                .map(|state| state.number)
+                .or(change.taken.heads.first().copied())
         else {
             return;
         };

@@ -153,7 +153,10 @@ impl<'a> Builder<'a> {
             return;
         }
         let maps = &self.planner.mirror.contents;
-        let ended = garbage.backends.iter().filter_map(|n| pools::gone(maps, *n));
+        let ended = garbage
+            .backends
+            .iter()
+            .filter_map(|n| pools::gone(maps, *n));
         let heads = garbage.heads.iter().filter(|n| maps.heads.contains_key(n));
         let heads = heads.map(|n| Write::Head(*n, Head::default()));
         self.phases.teardown.push(Transaction {
@@ -193,9 +196,7 @@ impl<'a> Builder<'a> {
                     continue;
                 }
             };
-            if change.prepare.is_empty()
-                && change.publish.is_empty()
-                && change.released.is_empty()
+            if change.prepare.is_empty() && change.publish.is_empty() && change.released.is_empty()
             {
                 self.planner.pools.commit(key, change);
                 continue;
@@ -210,7 +211,10 @@ impl<'a> Builder<'a> {
             }
             let (list, needs) = match &change.after {
                 Some(_) => (&mut self.phases.pools, Vec::new()),
-                None => (&mut self.phases.teardown, self.planner.users(&change.released)),
+                None => (
+                    &mut self.phases.teardown,
+                    self.planner.users(&change.released),
+                ),
             };
             list.push(Transaction {
                 item,
@@ -423,8 +427,10 @@ impl<'a> Builder<'a> {
             }
             let item = Item::Group(identity);
             let write = Write::Group(identity, entry);
-            self.concerned
-                .regroup(now.map_or(agent_common::GROUP_ANY, |e| e.group), entry.group);
+            self.concerned.regroup(
+                now.map_or(agent_common::GROUP_ANY, |e| e.group),
+                entry.group,
+            );
             if wanted.is_none() {
                 let needs = self.holders(&Held::Identity(identity));
                 self.phases.collect.push(one(item, needs, write));
@@ -522,7 +528,9 @@ impl<'a> Builder<'a> {
         let epoch_of = |slot: &u32| {
             let pods = &self.planner.mirror.contents.pods;
             let fresh = u32::from(self.fresh_pods.contains(slot));
-            pods.get(slot).map_or(0, |pod| pod.epoch).wrapping_add(fresh)
+            pods.get(slot)
+                .map_or(0, |pod| pod.epoch)
+                .wrapping_add(fresh)
         };
         let raise = |slot: u32, epoch: u32| {
             let needs = vec![Item::Pod(slot)];

@@ -389,7 +389,10 @@ fn one_endpoint_of_five_thousand_costs_no_more_than_one_of_five() {
 
 #[test]
 fn seventy_thousand_endpoints_are_served_whole_and_what_does_not_fit_names_its_limit() {
-    let mut all = desired(&vec![(Some(BTreeMap::new()), false), (Some(BTreeMap::new()), false)]);
+    let mut all = desired(&vec![
+        (Some(BTreeMap::new()), false),
+        (Some(BTreeMap::new()), false),
+    ]);
     let base = 0x0a00_0000;
     all.pools.insert(pool_key(0), big(base..base + 70_000));
     let mut memory = Memory::new();
@@ -397,7 +400,9 @@ fn seventy_thousand_endpoints_are_served_whole_and_what_does_not_fit_names_its_l
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
     assert!(matches!(ask(memory.view(), 0), Answer::Backends(set) if set.len() == 70_000));
     let mut delta = Delta::default();
-    delta.pools.insert(pool_key(1), Some(big(base..base + 600_000)));
+    delta
+        .pools
+        .insert(pool_key(1), Some(big(base..base + 600_000)));
     delta.pools.insert(pool_key(0), Some(big(base..base + 2)));
     let plan = planner.plan(&delta);
     let applied = apply(&mut planner, plan, &mut memory);

@@ -6,9 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::desired::Desired;
-use crate::model::{
-    Endpoint, EndpointPort, EndpointSlice, Node, Protocol, ServicePort, intern,
-};
+use crate::model::{Endpoint, EndpointPort, EndpointSlice, Node, Protocol, ServicePort, intern};
 use crate::oracle::services::{ServiceAnswer, backends};
 
 fn options() -> ServiceOptions {
@@ -97,8 +95,14 @@ fn answer(desired: &Desired, ip: [u8; 4]) -> ServiceAnswer {
         return ServiceAnswer::NotAService;
     };
     let pool = desired.pools[&frontend.pool].backends.iter();
-    let set: BTreeSet<_> = pool.filter(|(_, b)| b.chosen).map(|(key, _)| *key).collect();
-    match (set.is_empty(), frontend.flags & service_flag::DROP_WHEN_EMPTY) {
+    let set: BTreeSet<_> = pool
+        .filter(|(_, b)| b.chosen)
+        .map(|(key, _)| *key)
+        .collect();
+    match (
+        set.is_empty(),
+        frontend.flags & service_flag::DROP_WHEN_EMPTY,
+    ) {
         (false, _) => ServiceAnswer::Backends(set),
         (true, 0) => ServiceAnswer::NoEndpoint,
         (true, _) => ServiceAnswer::NoLocalEndpoint,
