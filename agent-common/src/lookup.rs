@@ -66,7 +66,8 @@ pub fn judge<T: Tables>(
             }
         }
     }
-    if entry.is_none() || tables.literal() {
+    // In cilium mode ipBlocks match whatever is no pod and no node; a service's external address is neither.
+    if entry.is_none_or(|entry| entry.kind > address_kind::HOST) || tables.literal() {
         if let Some(prefix) = tables.prefix(peer) {
             let group = tables.group(prefix.identity);
             if group != GROUP_ANY {
