@@ -73,6 +73,9 @@ impl Enforcement {
             };
             self.sets.by_key.remove(&set.key);
             self.names.release(&set.key.default_name());
+            for half in &set.halves {
+                self.recut_due |= self.vocabulary.remove(&half.words);
+            }
             if set.peers.is_some() {
                 for word in asked {
                     if let Some(count) = self.ports.get_mut(&word) {
@@ -192,7 +195,7 @@ impl Enforcement {
             }
             let mut rules = set.entries(*number, None);
             for (group_number, group) in &self.groups.all {
-                if group.users > 0 && !group.refused && *group_number != GROUP_ANY {
+                if !group.refused && *group_number != GROUP_ANY {
                     rules.extend(set.entries(*number, Some((*group_number, &group.key))));
                 }
             }

@@ -86,6 +86,8 @@ pub(super) struct Enforcement {
     pub(super) rules: usize,
     /// Named ports that egress sets ask for, counted.
     pub(super) ports: BTreeMap<(Text, Protocol), u32>,
+    /// Words went with the sets that mentioned them.
+    pub(super) recut_due: bool,
     /// Rules of sets from before a restart that go with the next delta.
     pub(super) bridges: BTreeSet<Bits<RuleKey>>,
 }
@@ -114,6 +116,7 @@ impl Enforcement {
             words: BTreeMap::new(),
             rules: 0,
             ports: BTreeMap::new(),
+            recut_due: false,
             bridges: BTreeSet::new(),
         }
     }
@@ -135,7 +138,10 @@ impl Enforcement {
         for key in std::mem::take(&mut self.bridges) {
             delta.rules.insert(key, None);
         }
-        let mut dirty = Dirty::default();
+        let mut dirty = Dirty {
+            vocabulary: std::mem::take(&mut self.recut_due),
+            ..Dirty::default()
+        };
         if self.trie.is_empty() {
             self.reprefix(V4, &mut dirty, delta);
         }
@@ -167,6 +173,7 @@ impl Enforcement {
     /// Whether the next update has something to remove although nothing changes.
     pub(super) fn unfinished(&self) -> bool {
         !self.bridges.is_empty()
+            || self.recut_due
             || self
             .sets
             .all
@@ -437,11 +444,16 @@ impl Enforcement {
                 continue;
             }
             for (set_number, set) in &self.sets.all {
-                if set.state == State::Waiting || set.fresh {
+                if set.state == State::Waiting {
                     continue;
                 }
                 for (key, _) in set.entries(*set_number, Some((number, &group.key))) {
-                    delta.rules.insert(key, None);
+                    // What came with this very delta was never in the maps.
+                    if set.fresh {
+                        delta.rules.remove(&key);
+                    } else {
+                        delta.rules.insert(key, None);
+                    }
                     self.rules = self.rules.saturating_sub(1);
                 }
             }

@@ -212,6 +212,10 @@ impl Enforcement {
             return Some(*number);
         }
         let number = self.sets.numbers.take()?;
+        // As long as the set is there its selectors are asked, and what they ask for must be told apart, also after the policy is another.
+        for half in &halves {
+            self.vocabulary.add(&half.words);
+        }
         let default = default_verdict(&halves, self.names.acquire(key.default_name()));
         self.sets.by_key.insert(key.clone(), number);
         self.sets.all.insert(

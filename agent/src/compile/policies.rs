@@ -28,6 +28,8 @@ pub(super) struct Half {
     pub(super) direction: Direction,
     pub(super) audit: bool,
     pub(super) rules: Vec<HalfRule>,
+    /// What its rules mention.
+    pub(super) words: Words,
     /// Another one for each content that the half has had.
     pub(super) version: u64,
 }
@@ -84,10 +86,10 @@ impl Policies {
         let old = self.entries.remove(key);
         let mut changed = false;
         if let Some(policy) = policy {
-            let words = Words::of(policy, literal);
+            let words = Words::of(policy, &DIRECTIONS, literal);
             let halves = DIRECTIONS.map(|direction| {
                 let before = old.as_ref().and_then(|e| e.halves[index(direction)].as_ref());
-                self.half(policy, direction, before, names)
+                self.half(policy, direction, before, literal, names)
             });
             // First in, then out: a word that stays is never gone in between.
             if old.as_ref().is_none_or(|old| old.words != words) {
@@ -119,6 +121,7 @@ impl Policies {
         policy: &NetworkPolicy,
         direction: Direction,
         before: Option<&Arc<Half>>,
+        literal: bool,
         names: &mut RuleNames,
     ) -> Option<Arc<Half>> {
         let rules: Vec<HalfRule> = policy
@@ -145,6 +148,7 @@ impl Policies {
             policy: policy.key.clone(),
             direction,
             audit: policy.audit,
+            words: Words::of(policy, &[direction], literal),
             rules,
             version: self.version,
         }))

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::identity::PodIdentity;
 use super::peers::block_contains;
-use crate::model::{IpBlock, NetworkPolicy, Peer, Pod, PortSpec, Protocol, Text};
+use crate::model::{Direction, IpBlock, NetworkPolicy, Peer, Pod, PortSpec, Protocol, Text};
 
 /// What one policy mentions.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -18,11 +18,12 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// The words of a policy. `literal`: ipBlocks match pods, so that an egress rule for a block and a named port speaks of the
+    /// The words of a policy's rules in some directions. `literal`: ipBlocks match pods, so that an egress rule for a block and a named port speaks of the
     /// pods in that block.
-    pub(super) fn of(policy: &NetworkPolicy, literal: bool) -> Self {
+    pub(super) fn of(policy: &NetworkPolicy, directions: &[Direction], literal: bool) -> Self {
         let mut words = Self::default();
-        for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
+        let rules = directions.iter().filter_map(|direction| policy.rules(*direction));
+        for rule in rules.flatten() {
             for peer in rule.peers.iter().flatten() {
                 if let Peer::Pods { namespaces, pods } = peer {
                     for requirement in &pods.requirements {
@@ -35,7 +36,11 @@ impl Words {
             }
         }
         // A named port is the destination's: in an ingress rule it is the selected pod's own, and no identity is asked.
-        for rule in policy.egress.iter().flatten() {
+        let egress = directions
+            .contains(&Direction::Egress)
+            .then(|| policy.rules(Direction::Egress))
+            .flatten();
+        for rule in egress.into_iter().flatten() {
             let named: Vec<_> = rule
                 .ports
                 .iter()
