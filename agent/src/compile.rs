@@ -33,7 +33,6 @@ use crate::model::{Change, Cluster, Text};
 use crate::problem::Problem;
 use enforcement::Enforcement;
 
-
 /// What ipBlocks match (`--ip-block-mode`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum IpBlockMode {

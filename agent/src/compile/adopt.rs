@@ -116,7 +116,10 @@ impl Enforcement {
     pub(super) fn take_over(&mut self, contents: &Contents, delta: &mut Delta) {
         let mut rules: BTreeMap<u32, BTreeMap<Bits<RuleKey>, Verdict>> = BTreeMap::new();
         for (key, verdict) in &contents.rules {
-            rules.entry(key.data.set).or_default().insert(*key, *verdict);
+            rules
+                .entry(key.data.set)
+                .or_default()
+                .insert(*key, *verdict);
         }
         let slots = self.match_slots(contents);
         let identities = self.match_identities(contents);

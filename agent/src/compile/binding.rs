@@ -27,7 +27,11 @@ impl Enforcement {
 
     /// Removes sets that no pod points to: the delta that turned the last pod away has been applied. Those that lost their last
     /// pod in this update stay for one more delta. The lists of peers that went out of use.
-    pub(super) fn collect_sets(&mut self, dirty: &mut Dirty, delta: &mut Delta) -> BTreeSet<PeersId> {
+    pub(super) fn collect_sets(
+        &mut self,
+        dirty: &mut Dirty,
+        delta: &mut Delta,
+    ) -> BTreeSet<PeersId> {
         let mut gone = BTreeSet::new();
         let idle: Vec<u32> = self
             .sets
@@ -125,11 +129,7 @@ impl Enforcement {
                 .map(|peers| self.prefixes.missing(peers))
                 .sum();
             if self.trie.len() + missing > capacity as usize {
-                problems.push(Problem::full(
-                    set.key.default_name(),
-                    "prefixes",
-                    capacity,
-                ));
+                problems.push(Problem::full(set.key.default_name(), "prefixes", capacity));
                 continue;
             }
             let lists: Vec<_> = set.rules().map(|rule| rule.peers.clone()).collect();
@@ -178,7 +178,10 @@ impl Enforcement {
             if group.refused {
                 self.groups.waiting.insert(number);
                 problems.push(Problem::full(
-                    format!("the rules of {} policies for a group of pods", group.key.peers.len()),
+                    format!(
+                        "the rules of {} policies for a group of pods",
+                        group.key.peers.len()
+                    ),
                     "rules",
                     capacity,
                 ));

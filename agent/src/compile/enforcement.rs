@@ -175,10 +175,10 @@ impl Enforcement {
         !self.bridges.is_empty()
             || self.recut_due
             || self
-            .sets
-            .all
-            .values()
-            .any(|set| set.state == State::Leaving)
+                .sets
+                .all
+                .values()
+                .any(|set| set.state == State::Leaving)
     }
 
     fn take_changes(&mut self, changes: &[Change], dirty: &mut Dirty) {
@@ -412,7 +412,12 @@ impl Enforcement {
         }
     }
 
-    fn retry_prefixes(&mut self, dirty: &mut Dirty, delta: &mut Delta, problems: &mut Vec<Problem>) {
+    fn retry_prefixes(
+        &mut self,
+        dirty: &mut Dirty,
+        delta: &mut Delta,
+        problems: &mut Vec<Problem>,
+    ) {
         for key in std::mem::take(&mut self.starved_prefixes) {
             self.reprefix(key, dirty, delta);
             if self.trie.get(&key) == Some(&None) {

@@ -20,7 +20,10 @@ pub(super) enum Term {
     /// Pods of one namespace.
     Own { namespace: Text, pods: Selector },
     /// Pods of the namespaces that are selected.
-    Across { namespaces: Selector, pods: Selector },
+    Across {
+        namespaces: Selector,
+        pods: Selector,
+    },
     /// Addresses.
     Block(IpBlock),
 }

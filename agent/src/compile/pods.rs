@@ -151,13 +151,19 @@ impl Enforcement {
     /// Finds the pods of links that changed or whose addresses did.
     pub(super) fn resolve_links(&mut self, cluster: &Cluster, dirty: &mut Dirty) {
         for ip in &dirty.addresses {
-            dirty.links.extend(self.links_at.get(ip).into_iter().flatten());
+            dirty
+                .links
+                .extend(self.links_at.get(ip).into_iter().flatten());
         }
         for ifindex in &dirty.links {
             let Some(link) = self.links.get_mut(ifindex) else {
                 continue;
             };
-            let mut owners = link.link.addresses.iter().filter_map(|ip| cluster.owner(ip));
+            let mut owners = link
+                .link
+                .addresses
+                .iter()
+                .filter_map(|ip| cluster.owner(ip));
             let here = owners.clone().find(|pod| {
                 pod.node
                     .as_ref()
@@ -273,12 +279,10 @@ impl Enforcement {
                     set: 0,
                     flags: set_flag::ISOLATED,
                 },
-                (None, None) if self.options.unknown_pod == UnknownPod::Deny => {
-                    SetWord {
-                        set: 0,
-                        flags: set_flag::ISOLATED | set_flag::UNKNOWN,
-                    }
-                }
+                (None, None) if self.options.unknown_pod == UnknownPod::Deny => SetWord {
+                    set: 0,
+                    flags: set_flag::ISOLATED | set_flag::UNKNOWN,
+                },
                 (None, _) => SetWord::default(),
             };
             let mut flags = pod_flag::USED;

@@ -88,7 +88,9 @@ impl Policies {
         if let Some(policy) = policy {
             let words = Words::of(policy, &DIRECTIONS, literal);
             let halves = DIRECTIONS.map(|direction| {
-                let before = old.as_ref().and_then(|e| e.halves[index(direction)].as_ref());
+                let before = old
+                    .as_ref()
+                    .and_then(|e| e.halves[index(direction)].as_ref());
                 self.half(policy, direction, before, literal, names)
             });
             // First in, then out: a word that stays is never gone in between.

@@ -163,7 +163,14 @@ mod tests {
 
     #[test]
     fn a_range_is_covered_exactly_and_minimally() {
-        for (first, last) in [(1u16, 65535u16), (80, 80), (8000, 8999), (0, 65535), (5, 6), (65535, 65535)] {
+        for (first, last) in [
+            (1u16, 65535u16),
+            (80, 80),
+            (8000, 8999),
+            (0, 65535),
+            (5, 6),
+            (65535, 65535),
+        ] {
             let cover = cover(first, last);
             let mut hit = vec![0u8; 65536];
             for (port, bits) in &cover {
@@ -172,7 +179,11 @@ mod tests {
                 }
             }
             for p in 0..=65535u16 {
-                assert_eq!(hit[p as usize], u8::from(p >= first && p <= last), "{first}-{last}: {p}");
+                assert_eq!(
+                    hit[p as usize],
+                    u8::from(p >= first && p <= last),
+                    "{first}-{last}: {p}"
+                );
             }
             assert!(cover.len() <= 30);
         }
@@ -195,19 +206,37 @@ mod tests {
             ],
         );
         assert_eq!(within.len(), 2);
-        let everything = entries(7, 3, vec![(allow(1), Reach::Everything), (allow(2), Reach::Ports(6, 1, 9))]);
+        let everything = entries(
+            7,
+            3,
+            vec![
+                (allow(1), Reach::Everything),
+                (allow(2), Reach::Ports(6, 1, 9)),
+            ],
+        );
         assert_eq!(everything.len(), 1);
     }
 
     #[test]
     fn a_longer_prefix_carries_the_stronger_verdict_around_it() {
-        let deny = Verdict { tier: tier::ADMIN, action: action::DENY, ..allow(9) };
+        let deny = Verdict {
+            tier: tier::ADMIN,
+            action: action::DENY,
+            ..allow(9)
+        };
         let out = entries(
             1,
             0,
-            vec![(deny, Reach::Ports(6, 0, 65535)), (allow(1), Reach::Ports(6, 80, 80)), (allow(2), Reach::Ports(17, 80, 80))],
+            vec![
+                (deny, Reach::Ports(6, 0, 65535)),
+                (allow(1), Reach::Ports(6, 80, 80)),
+                (allow(2), Reach::Ports(17, 80, 80)),
+            ],
         );
         assert_eq!(out.len(), 2, "{out:?}");
-        assert!(out.iter().all(|(k, v)| k.data.protocol == 17 || v.action == action::DENY));
+        assert!(
+            out.iter()
+                .all(|(k, v)| k.data.protocol == 17 || v.action == action::DENY)
+        );
     }
 }

@@ -161,7 +161,10 @@ fn hold(options: &Options, world: &World, compiler: &Compiler, desired: &Desired
         if matches!(said.egress.by, By::Exempt(_)) {
             continue;
         }
-        for (got, want) in ask(&maps, &flow).into_iter().zip([said.egress, said.ingress]) {
+        for (got, want) in ask(&maps, &flow)
+            .into_iter()
+            .zip([said.egress, said.ingress])
+        {
             let Some(got) = got else {
                 assert_eq!(want.by, By::Nothing, "{flow:?}");
                 continue;
@@ -178,11 +181,9 @@ fn hold(options: &Options, world: &World, compiler: &Compiler, desired: &Desired
                     else {
                         panic!("{flow:?}: {got:?} has no rule's name: {name:?}");
                     };
-                    assert!(
-                        rules.iter().any(|rule| rule.policy == *policy
-                            && rule.direction == *direction
-                            && rule.index == *index)
-                    );
+                    assert!(rules.iter().any(|rule| rule.policy == *policy
+                        && rule.direction == *direction
+                        && rule.index == *index));
                 }
                 By::Default(policies) => {
                     let Some(RuleName::Default { policies: by, .. }) = name else {
@@ -216,7 +217,7 @@ fn options(seed: u64) -> Options {
 #[test]
 fn compiled_maps_say_what_the_oracle_says() {
     let (mut judged, mut allowed) = (0, 0);
-    for seed in cases(60) {
+    for seed in cases(40) {
         let world = World::random(&mut Rng::new(seed));
         let options = options(seed);
         let (compiler, desired) = scratch(&options, &world);
@@ -234,7 +235,7 @@ fn compiled_maps_say_what_the_oracle_says() {
 
 #[test]
 fn incremental_is_from_scratch() {
-    for seed in cases(40) {
+    for seed in cases(8) {
         let mut rng = Rng::new(seed);
         let mut world = World::random(&mut rng);
         let options = options(seed);
@@ -267,7 +268,7 @@ fn incremental_is_from_scratch() {
 
 #[test]
 fn a_restart_of_an_unchanged_cluster_changes_nothing() {
-    for seed in cases(30) {
+    for seed in cases(8) {
         let mut rng = Rng::new(seed);
         let mut world = World::random(&mut rng);
         let options = options(seed);
@@ -287,7 +288,11 @@ fn a_restart_of_an_unchanged_cluster_changes_nothing() {
             &everything(&world.cluster),
             true,
         );
-        assert!(tables::is_empty(&compiled.delta), "{seed}: {:?}", compiled.delta);
+        assert!(
+            tables::is_empty(&compiled.delta),
+            "{seed}: {:?}",
+            compiled.delta
+        );
         // And one that missed a few changes converges.
         let contents = tables::contents(&desired);
         world.change(&mut rng, 4);
@@ -316,14 +321,20 @@ fn a_restart_of_an_unchanged_cluster_changes_nothing() {
 #[test]
 fn no_write_in_between_says_what_neither_side_does() {
     let mut writes = 0;
-    for seed in cases(25) {
+    for seed in cases(12) {
         let mut rng = Rng::new(seed);
         let mut world = World::random(&mut rng);
         let options = options(seed);
         let (mut compiler, mut desired) = scratch(&options, &world);
         for _ in 0..8 {
             let before = desired.clone();
-            let (changes, local) = world.change(&mut rng, 1);
+            let (mut changes, mut local) = world.change(&mut rng, 1);
+            if rng.chance(30) {
+                // The change came while the agent was down.
+                compiler = Compiler::new(options.clone());
+                compiler.adopt(tables::contents(&desired));
+                (changes, local) = (everything(&world.cluster), true);
+            }
             let compiled = compiler.update(&world.cluster, &world.local, &changes, local);
             desired.merge(&compiled.delta);
             let mut probes = flows(&world);

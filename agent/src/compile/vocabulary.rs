@@ -22,7 +22,9 @@ impl Words {
     /// pods in that block.
     pub(super) fn of(policy: &NetworkPolicy, directions: &[Direction], literal: bool) -> Self {
         let mut words = Self::default();
-        let rules = directions.iter().filter_map(|direction| policy.rules(*direction));
+        let rules = directions
+            .iter()
+            .filter_map(|direction| policy.rules(*direction));
         for rule in rules.flatten() {
             for peer in rule.peers.iter().flatten() {
                 if let Peer::Pods { namespaces, pods } = peer {

@@ -370,8 +370,7 @@ fn network_policies(
     }
     // Would it pass if the audited ones were not there? Then only they deny it.
     let enforced: Vec<&NetworkPolicy> = all.iter().copied().filter(|p| !p.audit).collect();
-    let passes =
-        enforced.is_empty() || !matching(view, &enforced, direction, end, to).is_empty();
+    let passes = enforced.is_empty() || !matching(view, &enforced, direction, end, to).is_empty();
     TierAnswer::Decided(Answer {
         allowed: passes,
         audited: passes,

@@ -58,7 +58,9 @@ impl Tables for Maps<'_> {
         self.desired.groups.get(&identity).map_or(0, |e| e.group)
     }
     fn rule(&self, key: &RuleKey) -> Option<Verdict> {
-        let lengths = [96, 95, 94, 93, 92, 91, 90, 89, 88, 87, 86, 85, 84, 83, 82, 81, 80, 64, 32];
+        let lengths = [
+            96, 95, 94, 93, 92, 91, 90, 89, 88, 87, 86, 85, 84, 83, 82, 81, 80, 64, 32,
+        ];
         lengths.into_iter().find_map(|length| {
             let b = cut(bytes(key), length);
             let data = RuleKey {
