@@ -18,11 +18,7 @@ impl Address {
     /// An IPv4 address, from its four bytes in network order.
     #[inline(always)]
     pub const fn v4(b: [u8; 4]) -> Self {
-        Self {
-            bytes: [
-                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3],
-            ],
-        }
+        Self::from_words([0, 0, V4_MAPPED_WORD, u32::from_ne_bytes(b)])
     }
 
     /// An IPv6 address, from its sixteen bytes in network order.
@@ -34,29 +30,15 @@ impl Address {
     /// The address as four 32-bit words in memory order (each word's bytes are in network order).
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let b = &self.bytes;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+        bytemuck::must_cast(self.bytes)
     }
 
     /// Builds an address from four 32-bit words in memory order.
     #[inline(always)]
-    pub const fn from_words(w: [u32; 4]) -> Self {
-        let (a, b, c, d) = (
-            w[0].to_ne_bytes(),
-            w[1].to_ne_bytes(),
-            w[2].to_ne_bytes(),
-            w[3].to_ne_bytes(),
-        );
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // Not byte by byte: the compiler would make a call to memset of it, which libbpf's loader does not take.
         Self {
-            bytes: [
-                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
-                d[2], d[3],
-            ],
+            bytes: bytemuck::must_cast(words),
         }
     }
 

@@ -6,10 +6,12 @@
 //!
 //! Flows that have not been answered live in `unreplied`, and move to `conntrack` with the first reply.
 
-use crate::Address;
+use crate::{Address, clock::ticks, limits, protocol};
 
 /// No pod slot: the end is not a local pod.
 pub const NO_SLOT: u32 = u32::MAX;
+/// In [`Flow::ifindex`]: packets with this tuple are made on this host, and enter by no interface.
+pub const THIS_HOST: u32 = u32::MAX;
 /// No backend: the flow is no service flow.
 pub const NO_BACKEND: u32 = u32::MAX;
 
@@ -30,27 +32,21 @@ pub mod flow_flag {
     pub const REPLY: u32 = 1 << 0;
     /// Packets with this tuple are rewritten to the entry's new ends.
     pub const TRANSLATE: u32 = 1 << 1;
-    /// The egress of the opener was judged in `egress.epoch` and allowed.
-    pub const EGRESS_OK: u32 = 1 << 2;
-    /// The ingress of the responder was judged in `ingress.epoch` and allowed.
-    pub const INGRESS_OK: u32 = 1 << 3;
     /// The opener is this host: its own processes reach its pods whatever the policy says.
     pub const HOST: u32 = 1 << 4;
     /// The opener is the responder: policy does not apply to a pod that talks to itself.
     pub const SELF: u32 = 1 << 5;
     /// The entry was made from a packet in the middle of a connection.
     pub const MIDSTREAM: u32 = 1 << 6;
-    /// A FIN was seen from the side whose packets have this entry's tuple.
-    pub const FIN: u32 = 1 << 7;
-    /// A FIN was seen from the other side.
-    pub const PARTNER_FIN: u32 = 1 << 8;
-    /// An RST was seen from either side, or both FINs were: a SYN opens a new flow.
-    pub const CLOSING: u32 = 1 << 9;
     /// The client's port was rewritten, because its own clashed with another flow to the same backend.
-    pub const PORT_REWRITTEN: u32 = 1 << 10;
+    pub const PORT_REWRITTEN: u32 = 1 << 7;
     /// Egress or ingress was allowed only because the denying policies are audited.
-    pub const AUDIT: u32 = 1 << 11;
+    pub const AUDIT: u32 = 1 << 8;
 }
+
+/// Epoch of a direction that was never judged; pods' epochs begin at 1. Denials are not cached, so an entry's direction is
+/// allowed where its epoch is the pod's, and to be judged where it is not.
+pub const NEVER_JUDGED: u32 = 0;
 
 /// One direction's judgement.
 #[repr(C)]
@@ -79,12 +75,12 @@ pub struct Flow {
     /// Ones' complement sum of what translation changes in the addresses (RFC 1624), for the IPv4 header's and the
     /// transport's checksum. In the byte order of the packet.
     pub address_delta: u32,
-    /// Likewise for the ports: the transport's checksum only.
-    pub port_delta: u32,
     /// See [`flow_flag`].
     pub flags: u32,
     /// Interface that packets with this tuple enter by; 0 where that is no pod's link. Comparing it is the source check.
     pub ifindex: u32,
+    /// Likewise for the ports: the transport's checksum only.
+    pub port_delta: u32,
     /// Slot of the pod to deliver to by peer redirect; [`NO_SLOT`]: pass to the stack.
     pub deliver: u32,
     /// Slot of the opener, or [`NO_SLOT`].
@@ -101,14 +97,19 @@ pub struct Flow {
     pub backend_generation: u32,
     /// Number of the service pool the backend was chosen from; meaningless without a backend.
     pub service: u32,
-    /// Seconds of the coarse monotonic clock at the last packet, written once a second at most.
+    /// Tick ([`crate::clock`]) of the last packet, written once a tick at most.
     pub last_seen: u32,
-    /// Seconds of the coarse monotonic clock when the flow was made.
+    /// Tick when the flow was made.
     pub created: u32,
     /// See [`path`].
     pub path: u8,
-    /// Always zero.
-    pub _zero: [u8; 3],
+    /// 1: a FIN was seen from the side whose packets have this entry's tuple. This and the next two are bytes of their own because
+    /// each is only ever raised, by a plain store: both directions' packets may do so at once.
+    pub fin: u8,
+    /// 1: a FIN was seen from the other side.
+    pub partner_fin: u8,
+    /// 1: an RST was seen from either side, or both FINs were: a SYN opens a new flow.
+    pub closing: u8,
 }
 
 impl Flow {
@@ -133,8 +134,27 @@ impl Flow {
         last_seen: 0,
         created: 0,
         path: path::STACK,
-        _zero: [0; 3],
+        fin: 0,
+        partner_fin: 0,
+        closing: 0,
     };
+}
+
+impl Flow {
+    /// Ticks ([`crate::clock`]) that a flow may be idle before it is over: by protocol, by whether it was answered (it is in `conntrack`)
+    /// and by whether it is closing. The programs take a clashing flow for dead after it, the agent collects by it.
+    #[inline(always)]
+    pub const fn lifetime(kind: u8, closing: bool, answered: bool) -> u32 {
+        match kind {
+            protocol::TCP if closing => ticks(limits::TCP_CLOSING_SECONDS),
+            protocol::TCP if answered => ticks(limits::TCP_ESTABLISHED_SECONDS),
+            protocol::TCP => ticks(limits::TCP_UNREPLIED_SECONDS),
+            protocol::UDP if answered => ticks(limits::UDP_SECONDS),
+            protocol::UDP => ticks(limits::UDP_UNREPLIED_SECONDS),
+            protocol::ICMP | protocol::ICMPV6 => ticks(limits::ECHO_SECONDS),
+            _ => ticks(limits::OTHER_SECONDS),
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Flow>() == 104);

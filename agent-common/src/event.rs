@@ -58,7 +58,7 @@ pub struct Event {
 pub struct SeenFlow {
     /// How many flows.
     pub count: u64,
-    /// Seconds of the coarse monotonic clock at the last one.
+    /// Tick ([`crate::clock`]) of the last one.
     pub last_seen: u32,
     /// The last one was allowed (1) or denied (2).
     pub verdict: u32,

@@ -30,6 +30,7 @@
 #![no_std]
 
 mod address;
+pub mod clock;
 mod config;
 mod conntrack;
 mod event;

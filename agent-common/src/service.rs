@@ -196,9 +196,9 @@ pub struct Affinity {
     pub backend: u32,
     /// Generation of the backend number.
     pub backend_generation: u32,
-    /// Seconds of the coarse monotonic clock at the client's last new flow.
+    /// Tick ([`crate::clock`]) of the client's last new flow.
     pub last_used: u32,
-    /// Seconds that the choice lasts after it.
+    /// Ticks that the choice lasts after it.
     pub timeout: u32,
 }
 
@@ -243,7 +243,7 @@ pub struct Fragment {
     pub destination_port_be: u16,
     /// Offset in bytes at which the next fragment must begin.
     pub next_offset: u32,
-    /// Seconds of the coarse monotonic clock at the last fragment.
+    /// Tick ([`crate::clock`]) of the last fragment.
     pub last_seen: u32,
     /// Always zero.
     pub _zero: u32,

@@ -1,8 +1,167 @@
-//! x
+//! Sluice's eBPF programs: entry points only.
+//!
+//! What is attached to an interface is a stub, which goes on in the program that the array `programs` holds for its
+//! hook: an upgrade writes slots and touches no link. A hook's program answers for established flows; what it cannot
+//! answer goes on, by tail call, in the program for the rare cases of that hook.
+//!
+//! The path of a packet: `parse` (packet.rs), the flow's entry (conntrack.rs), else source check, service (service.rs), judgement
+//! (policy.rs) and a new entry (flow.rs); then translation (nat.rs) and delivery (deliver.rs).
 #![no_std]
 #![no_main]
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "a binary reaches nothing: pub marks what a module offers to the others; and the entry points' macros lose their docs"
+)]
+
+mod conntrack;
+mod deliver;
+mod flow;
+mod from_pod;
+mod from_uplink;
+mod maps;
+mod nat;
+mod packet;
+mod policy;
+mod reject;
+mod report;
+mod service;
+mod socket;
+mod tables;
+mod to_pod;
+mod work;
+
+use agent_common::hook;
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+
+use deliver::NEXT;
+
+/// Goes on in the program of a hook; with none in its slot the packet passes, as if nothing were attached.
+#[inline(always)]
+fn stub(ctx: &TcContext, hook: u32) -> i32 {
+    // SAFETY: the program behind the slot is of the same type, put there by the agent.
+    unsafe { maps::PROGRAMS.tail_call(ctx, hook) };
+    NEXT
+}
+
+/// Attached to the ingress of a pod link's host side.
+#[classifier]
+pub fn stub_from_pod(ctx: TcContext) -> i32 {
+    stub(&ctx, hook::FROM_POD)
+}
+
+/// Attached to the egress of a pod link's host side.
+#[classifier]
+pub fn stub_to_pod(ctx: TcContext) -> i32 {
+    stub(&ctx, hook::TO_POD)
+}
+
+/// Attached to the ingress of an uplink.
+#[classifier]
+pub fn stub_from_uplink(ctx: TcContext) -> i32 {
+    stub(&ctx, hook::FROM_UPLINK)
+}
+
+/// What a pod sends: established flows.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    from_pod::established(&ctx)
+}
+
+/// What reaches a pod through the stack: established flows.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    to_pod::established(&ctx)
+}
+
+/// What comes from outside: established flows.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    from_uplink::established(&ctx)
+}
+
+/// What a pod sends: the rest.
+#[classifier]
+pub fn new_from_pod(ctx: TcContext) -> i32 {
+    from_pod::new(&ctx)
+}
+
+/// What reaches a pod through the stack: the rest.
+#[classifier]
+pub fn new_to_pod(ctx: TcContext) -> i32 {
+    to_pod::new(&ctx)
+}
+
+/// What comes from outside: the rest.
+#[classifier]
+pub fn new_from_uplink(ctx: TcContext) -> i32 {
+    from_uplink::new(&ctx)
+}
+
+/// Turns a packet into its own rejection.
+#[classifier]
+pub fn reject(ctx: TcContext) -> i32 {
+    reject::answer(&ctx)
+}
+
+/// The host's own `connect`, IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect_v4(&ctx)
+}
+
+/// The host's own `connect`, IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect_v6(&ctx)
+}
+
+/// The host's own `sendmsg`, IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::connect_v4(&ctx)
+}
+
+/// The host's own `sendmsg`, IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::connect_v6(&ctx)
+}
+
+/// The host's own `recvmsg`, IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::reverse_v4(&ctx)
+}
+
+/// The host's own `recvmsg`, IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::reverse_v6(&ctx)
+}
+
+/// The host's own `getpeername`, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::reverse_v4(&ctx)
+}
+
+/// The host's own `getpeername`, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::reverse_v6(&ctx)
+}
+
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// Helpers that the programs call want a licence that the kernel takes for compatible with its own.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

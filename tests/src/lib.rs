@@ -1,1 +1,5 @@
-//! x
+//! Test tiers of Sluice that need more than one crate's own unit tests.
+//!
+//! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them.
+
+pub mod lab;

@@ -1,0 +1,172 @@
+//! Making a flow.
+
+use agent_common::{
+    Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, lookup::Tables,
+    path, pod_flag,
+};
+
+use crate::{
+    conntrack::forget,
+    maps::UNREPLIED,
+    nat::set_deltas,
+    policy::judge,
+    report::{count, event, now},
+    service::choose,
+    tables::{Maps, pod},
+    work::Work,
+};
+
+/// What became of an attempt to make a flow.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// The entries are in place.
+    Yes,
+    /// Another CPU made the same flow meanwhile: look again.
+    Again,
+    /// No, for `work.reason`.
+    No,
+}
+
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = 17;
+
+/// Makes a flow for the tuple in `work.forward_key`: where it goes, whether it may, and its two entries. `work.flags` are the
+/// entries' first flags, `ifindex` where the opener's packets enter.
+#[inline(always)]
+pub fn open(work: &mut Work, ifindex: u32) -> Opened {
+    let reason = choose(work);
+    if reason != 0 {
+        work.reason = reason;
+        return Opened::No;
+    }
+    let reason = judge(work);
+    if reason != 0 {
+        work.reason = reason;
+        return Opened::No;
+    }
+    match insert(work, ifindex) {
+        0 => Opened::Yes,
+        1 => Opened::Again,
+        reason => {
+            work.reason = reason;
+            Opened::No
+        }
+    }
+}
+
+/// Whether both ends are local pods whose links take a redirect: then the flow goes from one to the other directly. A flow
+/// that was found in the middle stays in the stack, which may have seen its beginning.
+#[inline(always)]
+fn direct(flow: &Flow) -> bool {
+    if flow.opener == NO_SLOT || flow.responder == NO_SLOT || flow.flags & flow_flag::MIDSTREAM != 0
+    {
+        return false;
+    }
+    match (pod(flow.opener), pod(flow.responder)) {
+        (Some(a), Some(b)) => a.flags & b.flags & pod_flag::REDIRECT != 0,
+        _ => false,
+    }
+}
+
+/// Completes both entries and puts them into `unreplied`. 0: done; 1: the flow is there already; else the reason why not.
+#[inline(never)]
+fn insert(work: &mut Work, ifindex: u32) -> u32 {
+    let now = now();
+    let key = work.forward_key;
+    let peer = direct(&work.forward);
+    let forward = &mut work.forward;
+    forward.path = if peer { path::PEER } else { path::STACK };
+    forward.deliver = if peer { forward.responder } else { NO_SLOT };
+    forward.ifindex = ifindex;
+    forward.created = now;
+    forward.last_seen = now;
+    set_deltas(&key, forward);
+    work.reply = work.forward;
+    let reply = &mut work.reply;
+    reply.flags |= flow_flag::REPLY;
+    reply.new_source = key.destination;
+    reply.new_source_port_be = key.destination_port_be;
+    reply.new_destination = key.source;
+    reply.new_destination_port_be = key.source_port_be;
+    reply.deliver = if peer { reply.opener } else { NO_SLOT };
+    reply.ifindex = match pod(reply.responder) {
+        Some(pod) if reply.responder != NO_SLOT => pod.ifindex,
+        _ => match Maps.address(&work.reply_key.source) {
+            Some(entry) if entry.kind == address_kind::HOST => THIS_HOST,
+            // The responder is a local pod that the host talks to: its packets enter by its link.
+            Some(entry) if entry.kind == address_kind::LOCAL_POD => match pod(entry.slot as u32) {
+                Some(pod) => pod.ifindex,
+                None => 0,
+            },
+            _ => 0,
+        },
+    };
+    set_deltas(&work.reply_key, &mut work.reply);
+    match UNREPLIED.insert(&work.forward_key, &work.forward, BPF_NOEXIST) {
+        Ok(()) => {}
+        Err(error) => {
+            return if error == -EEXIST {
+                1
+            } else {
+                Reason::ConntrackFull as u32
+            };
+        }
+    }
+    if let Err(error) = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_NOEXIST) {
+        let _ = UNREPLIED.remove(&work.forward_key);
+        return if error == -EEXIST {
+            Reason::PortClash as u32
+        } else {
+            Reason::ConntrackFull as u32
+        };
+    }
+    count(Count::FlowCreated);
+    if work.forward.flags & flow_flag::AUDIT != 0 {
+        count(Count::Audited);
+        event(work, event_kind::AUDIT as u32);
+    } else {
+        event(work, event_kind::ALLOW as u32);
+    }
+    0
+}
+
+/// Takes up the middle of a TCP connection that nothing knows: in the orientation in which both ends' policies allow it, the
+/// packet's own first. `ifindex` is where the packet enters, `other` where the other end's packets do.
+#[inline(never)]
+pub fn midstream(work: &mut Work, ifindex: u32) -> u32 {
+    work.flags |= flow_flag::MIDSTREAM;
+    work.forward_key = work.tuple;
+    if let Opened::Yes = open(work, ifindex) {
+        count(Count::MidstreamAdmitted);
+        return 0;
+    }
+    if work.reason != Reason::PolicyEgress as u32 && work.reason != Reason::PolicyIngress as u32 {
+        return work.reason;
+    }
+    work.forward_key = work.tuple.reversed();
+    let entry = Maps.address(&work.forward_key.source);
+    let enters = match entry {
+        Some(entry) if entry.kind == address_kind::LOCAL_POD => match pod(entry.slot as u32) {
+            Some(pod) => pod.ifindex,
+            None => 0,
+        },
+        Some(entry) if entry.kind == address_kind::HOST => THIS_HOST,
+        _ => 0,
+    };
+    if let Opened::Yes = open(work, enters) {
+        // The packet is a reply then: its entry is the other one.
+        work.forward = work.reply;
+        count(Count::MidstreamAdmitted);
+        return 0;
+    }
+    Reason::Midstream as u32
+}
+
+/// Removes what is left of the flow whose entry was found under `work.tuple` (or its reverse).
+#[inline(always)]
+pub fn forget_found(work: &mut Work, flow: &Flow, key: &agent_common::Tuple) {
+    work.forward_key = *key;
+    work.reply_key = crate::conntrack::partner(flow, key.protocol);
+    forget(work);
+}

@@ -1,0 +1,279 @@
+//! What a pod sends: TC ingress of the host's side of its link.
+
+use agent_common::{
+    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, hook, lookup::Tables,
+    pod_flag, protocol,
+};
+use aya_ebpf::programs::TcContext;
+
+use crate::{
+    conntrack::{backend_holds, close, judged, promote, reopens, touch},
+    deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
+    flow::{Opened, forget_found, midstream, open},
+    maps::{CONNTRACK, UNREPLIED},
+    packet::{Header, Parsed, arp_sender, parse, pull, skb, tcp},
+    policy::{enforced, judge, slot_of, store},
+    service::is_cluster_ip,
+    tables::{Maps, link, pod},
+    work::{Work, work},
+};
+
+/// An established flow: one look-up in `conntrack`, one in `pods` for each local end, one in `backends` for a service
+/// flow. Everything else goes on in [`new`].
+#[inline(always)]
+pub fn established(ctx: &TcContext) -> i32 {
+    let mut header = Header::new();
+    if parse(ctx, &mut header) != Parsed::Flow {
+        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+    }
+    let Some(flow) = CONNTRACK.get_ptr_mut(&header.tuple) else {
+        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+    };
+    // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+    let flow = unsafe { &mut *flow };
+    let kind = header.tuple.protocol;
+    if flow.ifindex != skb(ctx).ifindex
+        || !judged(flow)
+        || !backend_holds(flow, kind)
+        || reopens(flow, header.tcp_flags)
+    {
+        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+    }
+    if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        close(flow, header.tcp_flags, true);
+    }
+    touch(flow, kind);
+    deliver(
+        ctx,
+        hook::FROM_POD,
+        header.l4,
+        header.v4,
+        &header.tuple,
+        flow,
+    )
+}
+
+/// Everything that [`established`] cannot answer.
+#[inline(always)]
+pub fn new(ctx: &TcContext) -> i32 {
+    let Some(work) = work() else {
+        return DROP;
+    };
+    pull(ctx);
+    let mut header = Header::new();
+    let parsed = parse(ctx, &mut header);
+    begin(ctx, work, &header, hook::FROM_POD);
+    let Some(slot) = link(work.ifindex) else {
+        // Not a pod's link, or not any more.
+        return NEXT;
+    };
+    match parsed {
+        Parsed::Flow => {}
+        Parsed::Neighbour => return neighbour(ctx, work, slot),
+        Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
+        Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
+    }
+    if !source_is_own(&work.tuple.source, slot) {
+        return drop_packet(ctx, work, Reason::SourceSpoofed);
+    }
+    let mut found = CONNTRACK.get_ptr_mut(&work.tuple);
+    if found.is_none()
+        && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple)
+    {
+        found = Some(waiting);
+        // SAFETY: a map value, copied whole.
+        let flow = unsafe { *waiting };
+        if flow.flags & flow_flag::REPLY != 0 && !reopens(&flow, work.tcp_flags) {
+            // The first answer.
+            work.reply_key = work.tuple;
+            work.forward_key = crate::conntrack::partner(&flow, work.tuple.protocol);
+            if promote(work) != 0 {
+                found = CONNTRACK.get_ptr_mut(&work.tuple);
+            }
+        }
+    }
+    if let Some(flow) = found {
+        // SAFETY: a map value; see `established`.
+        let flow = unsafe { &mut *flow };
+        if flow.ifindex == work.ifindex && !reopens(flow, work.tcp_flags) {
+            if backend_holds(flow, work.tuple.protocol) {
+                return known(ctx, work, flow);
+            }
+            if work.tuple.protocol == protocol::TCP
+                && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
+            {
+                // The client learns at once, and connects anew.
+                work.forward = *flow;
+                work.forward_key = work.tuple;
+                work.reason = Reason::BackendGone as u32;
+                let gone = *flow;
+                let key = work.tuple;
+                forget_found(work, &gone, &key);
+                return refuse(ctx, work);
+            }
+        }
+        // The address moved to another link, the flow is over, or its backend is gone: begin anew.
+        let gone = *flow;
+        let key = work.tuple;
+        forget_found(work, &gone, &key);
+    }
+    work.forward_key = work.tuple;
+    if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+        if is_cluster_ip(&work.tuple.destination) {
+            work.forward.backend = NO_BACKEND;
+            work.reason = Reason::Midstream as u32;
+            return refuse(ctx, work);
+        }
+        let ifindex = work.ifindex;
+        let reason = midstream(work, ifindex);
+        if reason != 0 {
+            work.reason = reason;
+            crate::report::dropped(ctx, work);
+            return DROP;
+        }
+        return send(ctx, work);
+    }
+    let ifindex = work.ifindex;
+    match open(work, ifindex) {
+        Opened::Yes => send(ctx, work),
+        Opened::Again => tail_call(ctx, hook::FROM_POD),
+        Opened::No => refuse(ctx, work),
+    }
+}
+
+/// Begins with a packet: what was parsed, and where.
+#[inline(always)]
+pub fn begin(ctx: &TcContext, work: &mut Work, header: &Header, hook: u32) {
+    work.tuple = header.tuple;
+    work.forward_key = header.tuple;
+    work.l4 = header.l4;
+    work.v4 = header.v4 as u32;
+    work.tcp_flags = header.tcp_flags;
+    work.length = ctx.len();
+    work.ifindex = skb(ctx).ifindex;
+    work.hook = hook;
+    work.reason = 0;
+    work.flags = 0;
+    work.forward = Flow::NONE;
+    work.egress = agent_common::Verdict::OPEN;
+    work.ingress = agent_common::Verdict::OPEN;
+}
+
+/// Sends the packet by the entry in `work.forward`.
+#[inline(always)]
+fn send(ctx: &TcContext, work: &mut Work) -> i32 {
+    deliver(
+        ctx,
+        hook::FROM_POD,
+        work.l4,
+        work.v4 != 0,
+        &work.tuple,
+        &work.forward,
+    )
+}
+
+/// A packet of a flow that is known: judged again where an epoch rose.
+#[inline(always)]
+fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
+    let kind = work.tuple.protocol;
+    if !judged(flow) {
+        let reason = again(work, flow);
+        if reason != 0 {
+            work.reason = reason;
+            crate::report::dropped(ctx, work);
+            return DROP;
+        }
+    }
+    if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        close(flow, work.tcp_flags, true);
+    }
+    touch(flow, kind);
+    deliver(
+        ctx,
+        hook::FROM_POD,
+        work.l4,
+        work.v4 != 0,
+        &work.tuple,
+        flow,
+    )
+}
+
+/// Judges a flow again, in its opener's direction, whichever way the packet goes. 0: allowed, and stored; else the reason: the entry
+/// stays as it is, so that each further packet is judged again.
+#[inline(always)]
+pub fn again(work: &mut Work, flow: &mut Flow) -> u32 {
+    again_from(work, flow, flow.flags & flow_flag::REPLY != 0, work.tuple)
+}
+
+/// [`again`] for an entry that was found under `key`.
+#[inline(always)]
+pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool, key: agent_common::Tuple) -> u32 {
+    work.forward = *flow;
+    if reply {
+        // The opener's packets, as the responder sees them, are this one's reverse; the opener itself is where replies go.
+        work.forward_key = crate::conntrack::partner(flow, key.protocol);
+        work.forward.new_destination = key.source;
+        work.forward.new_destination_port_be = key.source_port_be;
+    } else {
+        work.forward_key = key;
+    }
+    let reason = judge(work);
+    if reason == 0 {
+        store(work, flow);
+        crate::report::count(agent_common::Count::FlowRejudged);
+    }
+    reason
+}
+
+/// The source check: a pod sends from its own addresses only.
+#[inline(always)]
+fn source_is_own(source: &Address, slot: u32) -> bool {
+    slot_of(Maps.address(source)) == slot
+        || matches!(pod(slot), Some(pod) if pod.flags & pod_flag::ANY_SOURCE != 0)
+}
+
+/// ARP, neighbour discovery and the like always pass, from the pod's own addresses, none, or link-local ones.
+#[inline(always)]
+fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
+    let sender = match arp_sender(ctx) {
+        Some(sender) => sender,
+        None => work.tuple.source,
+    };
+    if sender.is_unspecified()
+        || (sender.is_link_local() && !sender.is_v4())
+        || source_is_own(&sender, slot)
+    {
+        return NEXT;
+    }
+    drop_packet(ctx, work, Reason::NeighbourSpoofed)
+}
+
+/// A packet whose flow cannot be known: dropped where policy is in force or a service would have to translate it, else left
+/// to the stack.
+#[inline(always)]
+fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason) -> i32 {
+    let ip = reason != Reason::Vlan
+        && reason != Reason::Ethertype
+        && !work.tuple.source.same(&Address::NONE);
+    if ip && !source_is_own(&work.tuple.source, slot) {
+        return drop_packet(ctx, work, Reason::SourceSpoofed);
+    }
+    if enforced(slot) {
+        return drop_packet(ctx, work, reason);
+    }
+    match Maps.address(&work.tuple.destination) {
+        Some(entry) if ip && entry.kind == address_kind::CLUSTER_IP => {
+            drop_packet(ctx, work, reason)
+        }
+        // Its flow is unknown, so no reply would be taken for one.
+        Some(entry)
+            if ip
+                && entry.slot as u32 != NO_SLOT
+                && entry.kind == address_kind::LOCAL_POD
+                && enforced(entry.slot as u32) =>
+        {
+            drop_packet(ctx, work, reason)
+        }
+        _ => NEXT,
+    }
+}

@@ -1,0 +1,108 @@
+//! What comes from outside the node: TC ingress of an uplink. Replies of service flows are translated back here; whether a
+//! packet may reach a pod is judged in `to_pod`, where every one of them passes.
+
+use agent_common::{Reason, address_kind, flow_flag, hook, lookup::Tables};
+use aya_ebpf::programs::TcContext;
+
+use crate::{
+    conntrack::{close, partner, promote, touch},
+    deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
+    from_pod::begin,
+    maps::{CONNTRACK, UNREPLIED},
+    packet::{Header, Parsed, parse, pull, tcp},
+    tables::Maps,
+    work::work,
+};
+
+/// An established flow: one look-up.
+#[inline(always)]
+pub fn established(ctx: &TcContext) -> i32 {
+    let mut header = Header::new();
+    if parse(ctx, &mut header) != Parsed::Flow {
+        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+    }
+    let Some(flow) = CONNTRACK.get_ptr_mut(&header.tuple) else {
+        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+    };
+    // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+    let flow = unsafe { &mut *flow };
+    if flow.ifindex != 0 {
+        // It claims to be a pod of this node, or this node.
+        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+    }
+    if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        close(flow, header.tcp_flags, true);
+    }
+    touch(flow, header.tuple.protocol);
+    deliver(
+        ctx,
+        hook::FROM_UPLINK,
+        header.l4,
+        header.v4,
+        &header.tuple,
+        flow,
+    )
+}
+
+/// Everything that [`established`] cannot answer.
+#[inline(always)]
+pub fn new(ctx: &TcContext) -> i32 {
+    let Some(work) = work() else {
+        return DROP;
+    };
+    pull(ctx);
+    let mut header = Header::new();
+    let parsed = parse(ctx, &mut header);
+    begin(ctx, work, &header, hook::FROM_UPLINK);
+    let flow_known = match parsed {
+        Parsed::Flow => true,
+        Parsed::Unjudged(Reason::Vlan | Reason::Ethertype) | Parsed::Neighbour | Parsed::Short => {
+            return NEXT;
+        }
+        Parsed::Unjudged(_) => false,
+    };
+    let source = Maps.address(&work.tuple.source);
+    let destination = Maps.address(&work.tuple.destination);
+    // The stack has its own check for what it keeps; what could reach a pod is checked here, since a pod's policy
+    // would take the sender for who it claims to be.
+    let to_host = matches!(destination, Some(entry) if entry.kind == address_kind::HOST);
+    if !to_host {
+        let ours = matches!(source, Some(entry) if entry.kind == address_kind::LOCAL_POD || entry.kind == address_kind::HOST);
+        if ours || work.tuple.source.is_loopback() || work.tuple.source.is_multicast() {
+            return drop_packet(ctx, work, Reason::SourceMartian);
+        }
+    }
+    if flow_known && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple) {
+        // SAFETY: a map value, copied whole.
+        let flow = unsafe { *waiting };
+        if flow.ifindex != 0 {
+            return drop_packet(ctx, work, Reason::SourceMartian);
+        }
+        if flow.flags & flow_flag::REPLY != 0 {
+            work.reply_key = work.tuple;
+            work.forward_key = partner(&flow, work.tuple.protocol);
+            if promote(work) == 0 {
+                work.reply = flow;
+            }
+            if work.tcp_flags & (tcp::FIN | tcp::RST) != 0
+                && let Some(flow) = CONNTRACK.get_ptr_mut(&work.tuple)
+            {
+                // SAFETY: a map value; only its flags are changed, atomically.
+                close(unsafe { &mut *flow }, work.tcp_flags, true);
+            }
+            return deliver(
+                ctx,
+                hook::FROM_UPLINK,
+                work.l4,
+                work.v4 != 0,
+                &work.tuple,
+                &work.reply,
+            );
+        }
+        return NEXT;
+    }
+    if matches!(destination, Some(entry) if entry.kind == address_kind::CLUSTER_IP) {
+        return drop_packet(ctx, work, Reason::ClusterIpFromOutside);
+    }
+    NEXT
+}

@@ -1,0 +1,149 @@
+//! What reaches a pod through the stack: TC egress of the host's side of its link. Packets show what they are after
+//! translation, so the entry is found by the reverse tuple, and says what the other direction does.
+
+use agent_common::{NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
+use aya_ebpf::programs::TcContext;
+
+use crate::{
+    conntrack::{close, judged, promote, reopens, touch},
+    deliver::{DROP, NEXT, drop_packet, tail_call},
+    flow::{Opened, forget_found, midstream, open},
+    from_pod::{again_from, begin},
+    maps::{CONNTRACK, UNREPLIED},
+    packet::{Header, Parsed, parse, pull, skb, tcp},
+    policy::{enforced, slot_of},
+    report::dropped,
+    tables::{Maps, link, pod},
+    work::{Work, work},
+};
+
+/// An established flow: one look-up in `conntrack`, one in `pods` for each local end.
+#[inline(always)]
+pub fn established(ctx: &TcContext) -> i32 {
+    let mut header = Header::new();
+    if parse(ctx, &mut header) != Parsed::Flow {
+        return tail_call(ctx, hook::slot::NEW_TO_POD);
+    }
+    let key = header.tuple.reversed();
+    let Some(flow) = CONNTRACK.get_ptr_mut(&key) else {
+        return tail_call(ctx, hook::slot::NEW_TO_POD);
+    };
+    // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+    let flow = unsafe { &mut *flow };
+    if !judged(flow) || reopens(flow, header.tcp_flags) {
+        return tail_call(ctx, hook::slot::NEW_TO_POD);
+    }
+    if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        close(flow, header.tcp_flags, false);
+    }
+    touch(flow, key.protocol);
+    NEXT
+}
+
+/// Everything that [`established`] cannot answer.
+#[inline(always)]
+pub fn new(ctx: &TcContext) -> i32 {
+    let Some(work) = work() else {
+        return DROP;
+    };
+    pull(ctx);
+    let mut header = Header::new();
+    let parsed = parse(ctx, &mut header);
+    begin(ctx, work, &header, hook::TO_POD);
+    let Some(slot) = link(work.ifindex) else {
+        return NEXT;
+    };
+    // Made on this host, and so by no interface: the host reaches its pods whatever policy says.
+    let host = skb(ctx).ingress_ifindex == 0;
+    match parsed {
+        Parsed::Flow => {}
+        Parsed::Neighbour => return NEXT,
+        _ if host => return NEXT,
+        Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
+        Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
+    }
+    let key = work.tuple.reversed();
+    let mut found = CONNTRACK.get_ptr_mut(&key);
+    if found.is_none()
+        && let Some(waiting) = UNREPLIED.get_ptr_mut(&key)
+    {
+        found = Some(waiting);
+        // SAFETY: a map value, copied whole.
+        let flow = unsafe { *waiting };
+        if flow.flags & flow_flag::REPLY == 0 && !reopens(&flow, work.tcp_flags) {
+            // The opener's own entry, and the packet goes against it: the first answer.
+            work.forward_key = key;
+            work.reply_key = crate::conntrack::partner(&flow, key.protocol);
+            if promote(work) != 0 {
+                found = CONNTRACK.get_ptr_mut(&key);
+            }
+        }
+    }
+    if let Some(flow) = found {
+        // SAFETY: a map value; see `established`.
+        let flow = unsafe { &mut *flow };
+        if !reopens(flow, work.tcp_flags) {
+            if !host && flow.flags & flow_flag::HOST != 0 && flow.flags & flow_flag::REPLY != 0 {
+                // Somebody else's packet on the host's own flow.
+                return drop_packet(ctx, work, Reason::SourceMartian);
+            }
+            if !host && !judged(flow) {
+                let reply = flow.flags & flow_flag::REPLY != 0;
+                let reason = again_from(work, flow, reply, key);
+                if reason != 0 {
+                    work.reason = reason;
+                    dropped(ctx, work);
+                    return DROP;
+                }
+            }
+            if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+                close(flow, work.tcp_flags, false);
+            }
+            touch(flow, key.protocol);
+            return NEXT;
+        }
+        let gone = *flow;
+        forget_found(work, &gone, &key);
+    }
+    work.forward_key = work.tuple;
+    if host {
+        work.flags = flow_flag::HOST;
+        return match open(work, THIS_HOST) {
+            Opened::Yes | Opened::No => NEXT,
+            Opened::Again => tail_call(ctx, hook::TO_POD),
+        };
+    }
+    let enters = match pod(slot_of(Maps.address(&work.tuple.source))) {
+        Some(opener) if slot_of(Maps.address(&work.tuple.source)) != NO_SLOT => opener.ifindex,
+        _ => 0,
+    };
+    if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
+        let reason = midstream(work, enters);
+        if reason != 0 {
+            work.reason = reason;
+            dropped(ctx, work);
+            return DROP;
+        }
+        return NEXT;
+    }
+    match open(work, enters) {
+        Opened::Yes => {
+            // The stack carries this packet already; so it carries the flow.
+            NEXT
+        }
+        Opened::Again => tail_call(ctx, hook::TO_POD),
+        Opened::No => {
+            dropped(ctx, work);
+            DROP
+        }
+    }
+}
+
+/// A packet whose flow cannot be known: dropped where policy is in force.
+#[inline(always)]
+fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason) -> i32 {
+    if enforced(slot) {
+        return drop_packet(ctx, work, reason);
+    }
+    NEXT
+}

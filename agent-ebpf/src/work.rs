@@ -1,0 +1,50 @@
+//! What a packet's programs know of it, kept from step to step and from tail call to tail call.
+
+use agent_common::{Flow, Tuple, Verdict};
+
+use crate::maps::SCRATCH;
+
+/// One packet's working memory. Lives in a per-CPU map, because two flow entries and their keys leave nothing of a
+/// 512-byte stack.
+#[repr(C, align(8))]
+pub struct Work {
+    /// The packet's tuple, as it shows it here.
+    pub tuple: Tuple,
+    /// Key of the opener's entry.
+    pub forward_key: Tuple,
+    /// Key of the responder's entry.
+    pub reply_key: Tuple,
+    /// The opener's entry while it is made, or a copy of the one that was found.
+    pub forward: Flow,
+    /// The responder's entry while it is made.
+    pub reply: Flow,
+    /// Verdict on the opener's egress.
+    pub egress: Verdict,
+    /// Verdict on the responder's ingress.
+    pub ingress: Verdict,
+    /// Hook, see [`agent_common::hook`].
+    pub hook: u32,
+    /// Interface of the hook.
+    pub ifindex: u32,
+    /// Length of the packet.
+    pub length: u32,
+    /// Offset of the transport header.
+    pub l4: u32,
+    /// 1 for IPv4, 0 for IPv6.
+    pub v4: u32,
+    /// TCP flags, 0 for other protocols.
+    pub tcp_flags: u32,
+    /// Why the packet is dropped or rejected, a [`agent_common::Reason`].
+    pub reason: u32,
+    /// Flags of the entries that are to be made, see [`agent_common::flow_flag`].
+    pub flags: u32,
+}
+
+/// This CPU's working memory.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    let work = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: TC programs run with bottom halves off and to their end, so nothing else on this CPU uses the
+    // element meanwhile, and each program takes the reference once.
+    Some(unsafe { &mut *work })
+}
