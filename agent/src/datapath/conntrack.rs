@@ -1,13 +1,12 @@
 //! The tables of flows: collection by age, and listing.
 //!
-//! A flow's two entries are judged together, by the younger of their times: programs touch both, but each of them once a second at
-//! most. An entry is read again right before it is deleted, and deleted by a call that returns what it held; an entry that came
+//! A flow's two entries are judged together, by the younger of their times: programs touch both, but each of them once a tick at most. An entry is read again right before it is deleted, and deleted by a call that returns what it held; an entry that came
 //! back to life in that instant is put back, unless the programs have already made it anew.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use agent_common::{Flow, Tuple, flow_flag, limits, protocol};
+use agent_common::{Flow, Tuple, clock};
 use aya::maps::MapData;
 
 use super::sys::{self, Cursor};
@@ -44,26 +43,13 @@ pub struct Sweep {
     pub revived: u64,
 }
 
-/// Seconds of the coarse monotonic clock: the clock of [`Flow::last_seen`].
+/// The tick ([`agent_common::clock`]) of now: the clock of [`Flow::last_seen`].
 #[must_use]
 pub fn now() -> u32 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |time| u32::try_from(time.tv_sec()).unwrap_or(u32::MAX))
-}
-
-/// Seconds that an entry may be idle, see [`limits`].
-#[must_use]
-pub const fn timeout(table: Table, protocol: u8, flags: u32) -> u32 {
-    let unreplied = matches!(table, Table::Unreplied);
-    match protocol {
-        protocol::TCP if flags & flow_flag::CLOSING != 0 => limits::TCP_CLOSING_SECONDS,
-        protocol::TCP if unreplied => limits::TCP_UNREPLIED_SECONDS,
-        protocol::TCP => limits::TCP_ESTABLISHED_SECONDS,
-        protocol::UDP if unreplied => limits::UDP_UNREPLIED_SECONDS,
-        protocol::UDP => limits::UDP_SECONDS,
-        protocol::ICMP | protocol::ICMPV6 => limits::ECHO_SECONDS,
-        _ => limits::OTHER_SECONDS,
-    }
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |time| {
+        let duration = std::time::Duration::from(time);
+        clock::tick(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    })
 }
 
 /// The key of a flow's other entry: the reverse of what this entry's packets become.
@@ -82,7 +68,8 @@ pub const fn partner(key: &Tuple, flow: &Flow) -> Tuple {
 /// Whether an entry has been idle for longer than it may. A time in the future (clocks of two CPUs) is not old.
 const fn is_old(table: Table, key: &Tuple, flow: &Flow, last_seen: u32, now: u32) -> bool {
     let idle = now.wrapping_sub(last_seen);
-    idle.cast_signed() > 0 && idle > timeout(table, key.protocol, flow.flags)
+    let answered = matches!(table, Table::Conntrack);
+    idle.cast_signed() > 0 && idle > Flow::lifetime(key.protocol, flow.closing != 0, answered)
 }
 
 /// The later of two times of a clock that may wrap.
@@ -195,7 +182,7 @@ impl Conntrack {
 
 #[cfg(test)]
 mod tests {
-    use agent_common::Address;
+    use agent_common::{Address, flow_flag, limits, protocol};
 
     use super::*;
 
@@ -233,18 +220,19 @@ mod tests {
 
     #[test]
     fn age_is_by_table_protocol_and_state() {
-        let at = |table, flags, idle| {
+        let at = |table, closing, idle| {
             let flow = Flow {
-                flags,
+                closing,
                 last_seen: 1_000_000,
                 ..Flow::NONE
             };
             is_old(table, &TCP, &flow, flow.last_seen, 1_000_000 + idle)
         };
-        assert!(!at(Table::Conntrack, 0, limits::TCP_ESTABLISHED_SECONDS));
-        assert!(at(Table::Conntrack, 0, limits::TCP_ESTABLISHED_SECONDS + 1));
-        assert!(at(Table::Conntrack, flow_flag::CLOSING, limits::TCP_CLOSING_SECONDS + 1));
-        assert!(at(Table::Unreplied, 0, limits::TCP_UNREPLIED_SECONDS + 1));
+        let established = clock::ticks(limits::TCP_ESTABLISHED_SECONDS);
+        assert!(!at(Table::Conntrack, 0, established));
+        assert!(at(Table::Conntrack, 0, established + 1));
+        assert!(at(Table::Conntrack, 1, clock::ticks(limits::TCP_CLOSING_SECONDS) + 1));
+        assert!(at(Table::Unreplied, 0, clock::ticks(limits::TCP_UNREPLIED_SECONDS) + 1));
         assert!(!at(Table::Unreplied, 0, 0));
     }
 
