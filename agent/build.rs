@@ -43,7 +43,10 @@ fn build() -> Result<(), String> {
         "Cargo.toml",
         "rust-toolchain.toml",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
     println!("cargo::rerun-if-env-changed=SLUICE_MUTANT");
     let mutant = mutant()?;
@@ -74,9 +77,9 @@ fn build() -> Result<(), String> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
         // Thin LTO is the host's; the linker optimizes the whole program by itself.
         .env("CARGO_PROFILE_RELEASE_LTO", "off");
-    let status = cargo
-        .status()
-        .map_err(|error| format!("cannot run cargo for the eBPF programs: {error}; run `cargo xtask setup`"))?;
+    let status = cargo.status().map_err(|error| {
+        format!("cannot run cargo for the eBPF programs: {error}; run `cargo xtask setup`")
+    })?;
     if !status.success() {
         return Err(
             "building the eBPF programs failed (compiler output above); if the toolchain is incomplete, run `cargo xtask setup`"

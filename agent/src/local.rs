@@ -3,7 +3,7 @@
 mod netlink;
 mod network;
 
-pub use netlink::{Watcher, WatchError, watch};
+pub use netlink::{WatchError, Watcher, watch};
 pub use network::UplinkChoice;
 
 use std::collections::{BTreeMap, BTreeSet};

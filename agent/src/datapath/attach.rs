@@ -77,7 +77,9 @@ impl StubName {
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The kernel has no tcx, and it was asked for.
-    #[error("this kernel has no tcx (it came with Linux 6.6): use --attach=clsact or --attach=auto")]
+    #[error(
+        "this kernel has no tcx (it came with Linux 6.6): use --attach=clsact or --attach=auto"
+    )]
     NoTcx,
     /// A stub is missing or cannot be pinned.
     #[error(transparent)]
@@ -213,9 +215,13 @@ impl Attacher {
             let replaces = present.is_some();
             let result = match &self.tcx {
                 Some(tcx) if self.use_tcx => tcx.attach(place, stub, replaces),
-                _ => self
-                    .clsact
-                    .attach(place, *name, stub, replaces, qdiscs.contains(&place.ifindex)),
+                _ => self.clsact.attach(
+                    place,
+                    *name,
+                    stub,
+                    replaces,
+                    qdiscs.contains(&place.ifindex),
+                ),
             };
             match result {
                 Ok(()) => report.attached.push(place),

@@ -150,7 +150,9 @@ impl Conntrack {
         };
         let other_key = partner(key, &flow);
         let other = sys::lookup::<Tuple, Flow>(map, &other_key)?;
-        let last_seen = other.map_or(flow.last_seen, |other| later(flow.last_seen, other.last_seen));
+        let last_seen = other.map_or(flow.last_seen, |other| {
+            later(flow.last_seen, other.last_seen)
+        });
         if !is_old(table, key, &flow, last_seen, now()) {
             sweep.revived += 1;
             return Ok(());
@@ -231,8 +233,16 @@ mod tests {
         let established = clock::ticks(limits::TCP_ESTABLISHED_SECONDS);
         assert!(!at(Table::Conntrack, 0, established));
         assert!(at(Table::Conntrack, 0, established + 1));
-        assert!(at(Table::Conntrack, 1, clock::ticks(limits::TCP_CLOSING_SECONDS) + 1));
-        assert!(at(Table::Unreplied, 0, clock::ticks(limits::TCP_UNREPLIED_SECONDS) + 1));
+        assert!(at(
+            Table::Conntrack,
+            1,
+            clock::ticks(limits::TCP_CLOSING_SECONDS) + 1
+        ));
+        assert!(at(
+            Table::Unreplied,
+            0,
+            clock::ticks(limits::TCP_UNREPLIED_SECONDS) + 1
+        ));
         assert!(!at(Table::Unreplied, 0, 0));
     }
 

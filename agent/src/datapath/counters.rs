@@ -41,12 +41,10 @@ impl Counters {
 
     fn sum(&self, index: u32) -> Result<Counter, MapError> {
         let values = self.map.get(&index, 0)?;
-        Ok(values
-            .iter()
-            .fold(Counter::default(), |sum, cpu| Counter {
-                packets: sum.packets.wrapping_add(cpu.packets),
-                bytes: sum.bytes.wrapping_add(cpu.bytes),
-            }))
+        Ok(values.iter().fold(Counter::default(), |sum, cpu| Counter {
+            packets: sum.packets.wrapping_add(cpu.packets),
+            bytes: sum.bytes.wrapping_add(cpu.bytes),
+        }))
     }
 
     /// Packets dropped at one hook for one reason.

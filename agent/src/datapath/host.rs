@@ -13,7 +13,8 @@ pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Capabilities that the agent cannot do without (`include/uapi/linux/capability.h`).
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAPABILITIES: [(&str, u32); 3] =
+    [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 /// Stands for CAP_PERFMON and CAP_BPF.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_NET_ADMIN: u32 = 12;
@@ -28,10 +29,14 @@ pub enum HostError {
         found: String,
     },
     /// Not allowed to.
-    #[error("missing {0}: run the agent as root, or with these capabilities in the first user namespace")]
+    #[error(
+        "missing {0}: run the agent as root, or with these capabilities in the first user namespace"
+    )]
     Capabilities(String),
     /// No type information.
-    #[error("the kernel has no BTF ({KERNEL_BTF} is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    #[error(
+        "the kernel has no BTF ({KERNEL_BTF} is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+    )]
     Btf,
     /// No cgroup v2.
     #[error(
@@ -60,7 +65,8 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> HostError {
 /// # Errors
 /// The first thing that is missing.
 pub fn check() -> Result<(), HostError> {
-    let status = fs::read_to_string("/proc/self/status").map_err(failed("reading /proc/self/status"))?;
+    let status =
+        fs::read_to_string("/proc/self/status").map_err(failed("reading /proc/self/status"))?;
     let missing = missing_capabilities(&status);
     if !missing.is_empty() {
         return Err(HostError::Capabilities(missing.join(", ")));
@@ -132,7 +138,10 @@ fn unescape(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {
         plain.push_str(before);
-        match after.get(..3).and_then(|code| u8::from_str_radix(code, 8).ok()) {
+        match after
+            .get(..3)
+            .and_then(|code| u8::from_str_radix(code, 8).ok())
+        {
             Some(byte) => {
                 plain.push(char::from(byte));
                 rest = &after[3..];

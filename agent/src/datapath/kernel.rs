@@ -207,9 +207,7 @@ impl Datapath for KernelDatapath {
                 self.pods.store(slot, offset, word)
             }
             Write::PodFacts(slot, ref pod) => self.pod_facts(slot, pod),
-            Write::Epoch(slot, epoch) => {
-                self.pods.store_half(slot, offset_of!(Pod, epoch), epoch)
-            }
+            Write::Epoch(slot, epoch) => self.pods.store_half(slot, offset_of!(Pod, epoch), epoch),
             Write::Link(ifindex, entry) => {
                 write_hash("links", limits::LINKS, &mut self.links, ifindex, entry)
             }
@@ -235,10 +233,14 @@ impl Datapath for KernelDatapath {
             slots: self.slots.used()?.into_iter().collect(),
             heads: self.heads.used()?.into_iter().collect(),
             services: read_all("services", &self.services, self.services.keys(), |key| key)?,
-            addresses: read_all("addresses", &self.addresses, self.addresses.keys(), |key| key)?,
-            prefixes: read_all("prefixes", &self.prefixes, self.prefixes.keys(), |key| Bits {
-                length: key.prefix_len(),
-                data: key.data(),
+            addresses: read_all("addresses", &self.addresses, self.addresses.keys(), |key| {
+                key
+            })?,
+            prefixes: read_all("prefixes", &self.prefixes, self.prefixes.keys(), |key| {
+                Bits {
+                    length: key.prefix_len(),
+                    data: key.data(),
+                }
             })?,
             groups: self.groups.used()?.into_iter().collect(),
             rules: read_all("rules", &self.rules, self.rules.keys(), |key| Bits {

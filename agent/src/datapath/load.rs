@@ -165,11 +165,8 @@ pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Loaded, LoadError> {
 
 /// Whether cgroup address programs may set the error that the caller sees (Linux 6.1, or where it was backported).
 fn has_set_retval() -> bool {
-    is_helper_supported(
-        ProgramType::CgroupSockAddr,
-        BpfHelper::BPF_FUNC_set_retval,
-    )
-    .unwrap_or(false)
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .unwrap_or(false)
 }
 
 /// Compares what aya really opened: between the check and its own open, a pin may have been replaced.
@@ -232,7 +229,9 @@ fn typed<T: TryFrom<Map, Error = MapError>>(
 fn data(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, LoadError> {
     match take(ebpf, name)? {
         Map::Array(data) | Map::LruHashMap(data) => Ok(data),
-        _ => Err(LoadError::Missing(format!("map {name} of the expected kind"))),
+        _ => Err(LoadError::Missing(format!(
+            "map {name} of the expected kind"
+        ))),
     }
 }
 

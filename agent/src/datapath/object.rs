@@ -5,8 +5,7 @@ use aya_obj::{EbpfSectionKind, Object};
 use super::pins::Shape;
 
 /// The ELF object that `build.rs` built.
-pub static BYTES: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf"));
+pub static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf"));
 
 /// Capacities that the agent sets when it creates the maps; all others are the object's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

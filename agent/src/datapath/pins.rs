@@ -35,10 +35,14 @@ pub enum PinError {
         source: io::Error,
     },
     /// The pin root lies outside a BPF file system.
-    #[error("pin root {0} is not on a BPF file system; choose one under /sys/fs/bpf, or mount one there (mount -t bpf)")]
+    #[error(
+        "pin root {0} is not on a BPF file system; choose one under /sys/fs/bpf, or mount one there (mount -t bpf)"
+    )]
     NotBpf(PathBuf),
     /// Another agent is at work here.
-    #[error("pin root {0} is in use by another agent; stop it, or give this one its own --pin-root")]
+    #[error(
+        "pin root {0} is in use by another agent; stop it, or give this one its own --pin-root"
+    )]
     Busy(PathBuf),
     /// Pins of another version.
     #[error(
@@ -316,7 +320,10 @@ mod tests {
         };
         assert_eq!(
             pinned.differences(&wanted),
-            ["value size: 8 pinned, 16 wanted", "flags: 0 pinned, 1 wanted"]
+            [
+                "value size: 8 pinned, 16 wanted",
+                "flags: 0 pinned, 1 wanted"
+            ]
         );
         assert!(pinned.differences(&pinned).is_empty());
     }

@@ -72,7 +72,6 @@ impl<T: Pod> Words<T> {
         })
     }
 
-
     /// Where `size` bytes at `offset` of an element lie.
     fn place(&self, index: u32, offset: usize, size: usize) -> Result<NonNull<u8>, DatapathError> {
         if index >= self.capacity {
@@ -121,7 +120,10 @@ impl<T: Pod> Words<T> {
         let mut value = std::mem::MaybeUninit::<T>::zeroed();
         let target = value.as_mut_ptr().cast::<u8>();
         for offset in (0..size_of::<T>()).step_by(WORD) {
-            let bytes = self.word(index, offset)?.load(Ordering::Acquire).to_ne_bytes();
+            let bytes = self
+                .word(index, offset)?
+                .load(Ordering::Acquire)
+                .to_ne_bytes();
             let count = WORD.min(size_of::<T>() - offset);
             // SAFETY: offset + count is at most the size of T.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target.add(offset), count) };
@@ -159,5 +161,9 @@ pub(super) fn words_of<T: Pod, const N: usize>(value: &T) -> [u64; N] {
         assert!(size_of::<T>() == N * WORD);
     }
     // SAFETY: T is plain data without padding (Pod), of exactly N words.
-    unsafe { std::ptr::from_ref(value).cast::<[u64; N]>().read_unaligned() }
+    unsafe {
+        std::ptr::from_ref(value)
+            .cast::<[u64; N]>()
+            .read_unaligned()
+    }
 }

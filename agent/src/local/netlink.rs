@@ -19,8 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use super::network::{Network, UplinkChoice};
 use super::Local;
+use super::network::{Network, UplinkChoice};
 
 /// Receive buffer of the socket: some thousand messages, so that a burst of pods does not ask for a dump. The kernel may give less.
 const BUFFER_BYTES: usize = 4 << 20;

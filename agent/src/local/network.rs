@@ -5,9 +5,7 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -120,9 +118,16 @@ impl Network {
             }
         }
         self.links.insert(message.header.index, link);
+        if !message.header.flags.contains(LinkFlags::Up) {
+            self.drop_routes(message.header.index);
+        }
     }
 
-    /// The kernel does not tell of IPv4 routes and neighbours that go with their interface.
+    /// The kernel does not tell of IPv4 routes that go with their interface, or with its being set down.
+    fn drop_routes(&mut self, gone: u32) {
+        self.routes.retain(|key| key.route.ifindex() != gone);
+    }
+
     fn del_link(&mut self, message: &LinkMessage) {
         if u8::from(message.header.interface_family) != libc::AF_UNSPEC as u8 {
             return;
@@ -131,7 +136,7 @@ impl Network {
         self.links.remove(&gone);
         self.addresses.retain(|&(ifindex, _)| ifindex != gone);
         self.neighbours.retain(|&(ifindex, _), _| ifindex != gone);
-        self.routes.retain(|key| key.route.ifindex() != gone);
+        self.drop_routes(gone);
     }
 
     fn new_neighbour(&mut self, message: &NeighbourMessage) {

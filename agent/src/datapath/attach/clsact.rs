@@ -64,9 +64,7 @@ fn filter(place: Place) -> TcMessage {
     let mut message = message(place.ifindex, place.side);
     message.header.handle = HANDLE.into();
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(PROTOCOL);
-    message
-        .attributes
-        .push(TcAttribute::Kind("bpf".to_owned()));
+    message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
     message
 }
 

@@ -139,9 +139,10 @@ impl Tcx {
     pub(super) fn detach(&self, place: Place) -> Result<(), AttachError> {
         let path = self.directory.join(self.name(place));
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachError::io(
-                format!("removing {}", path.display()),
-            )(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachError::io(format!(
+                "removing {}",
+                path.display()
+            ))(error)),
             _ => Ok(()),
         }
     }

@@ -14,9 +14,15 @@ const POD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5));
 const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 10));
 const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
 
-fn link(index: u32, name: &str, kind: Option<InfoKind>, more: Vec<LinkAttribute>) -> RouteNetlinkMessage {
+fn link(
+    index: u32,
+    name: &str,
+    kind: Option<InfoKind>,
+    more: Vec<LinkAttribute>,
+) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
+    message.header.flags = LinkFlags::Up;
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::Address(vec![2, 0, 0, 0, 1, index as u8]),
@@ -29,10 +35,19 @@ fn link(index: u32, name: &str, kind: Option<InfoKind>, more: Vec<LinkAttribute>
 }
 
 fn veth() -> RouteNetlinkMessage {
-    link(VETH, "veth7", Some(InfoKind::Veth), vec![LinkAttribute::LinkNetNsId(0)])
+    link(
+        VETH,
+        "veth7",
+        Some(InfoKind::Veth),
+        vec![LinkAttribute::LinkNetNsId(0)],
+    )
 }
 
-fn route_message(to: Option<(IpAddr, u8)>, scope: RouteScope, attributes: Vec<RouteAttribute>) -> RouteMessage {
+fn route_message(
+    to: Option<(IpAddr, u8)>,
+    scope: RouteScope,
+    attributes: Vec<RouteAttribute>,
+) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.kind = RouteType::Unicast;
     message.header.scope = scope;
@@ -44,14 +59,24 @@ fn route_message(to: Option<(IpAddr, u8)>, scope: RouteScope, attributes: Vec<Ro
     message.attributes = attributes;
     if let Some((address, length)) = to {
         message.header.destination_prefix_length = length;
-        message.attributes.push(RouteAttribute::Destination(address.into()));
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
     }
     message
 }
 
 fn host_route(address: IpAddr, length: u8) -> RouteMessage {
-    let scope = if address.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    route_message(Some((address, length)), scope, vec![RouteAttribute::Oif(VETH)])
+    let scope = if address.is_ipv4() {
+        RouteScope::Link
+    } else {
+        RouteScope::Universe
+    };
+    route_message(
+        Some((address, length)),
+        scope,
+        vec![RouteAttribute::Oif(VETH)],
+    )
 }
 
 fn owned(index: u32, ip: IpAddr) -> RouteNetlinkMessage {
@@ -65,7 +90,9 @@ fn neighbour(state: NeighbourState) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = VETH;
     message.header.state = state;
-    let IpAddr::V4(ip) = POD else { unreachable!("the pod has IPv4") };
+    let IpAddr::V4(ip) = POD else {
+        unreachable!("the pod has IPv4")
+    };
     message.attributes = vec![
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)),
         NeighbourAttribute::LinkLayerAddress(POD_MAC.to_vec()),
@@ -117,11 +144,17 @@ fn what_is_no_pod_link() {
     let route = |m| RouteNetlinkMessage::NewRoute(m);
     let through_gateway = {
         let mut message = host_route(POD, 32);
-        message.attributes.push(RouteAttribute::Gateway(NODE.into()));
+        message
+            .attributes
+            .push(RouteAttribute::Gateway(NODE.into()));
         message
     };
     let wide = host_route(POD, 24);
-    let universe = route_message(Some((POD, 32)), RouteScope::Universe, vec![RouteAttribute::Oif(VETH)]);
+    let universe = route_message(
+        Some((POD, 32)),
+        RouteScope::Universe,
+        vec![RouteAttribute::Oif(VETH)],
+    );
     let of_the_host = {
         let mut message = host_route(POD, 32);
         message.header.kind = RouteType::Local;
@@ -129,9 +162,17 @@ fn what_is_no_pod_link() {
     };
     let link_local = host_route(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 128);
     for message in [through_gateway, wide, universe, of_the_host, link_local] {
-        assert!(local(&[veth(), route(message.clone())]).pods.is_empty(), "{message:?}");
+        assert!(
+            local(&[veth(), route(message.clone())]).pods.is_empty(),
+            "{message:?}"
+        );
     }
-    let bridged = link(VETH, "veth7", Some(InfoKind::Veth), vec![LinkAttribute::Controller(9)]);
+    let bridged = link(
+        VETH,
+        "veth7",
+        Some(InfoKind::Veth),
+        vec![LinkAttribute::Controller(9)],
+    );
     let plain = link(VETH, "eth7", None, vec![]);
     for device in [bridged, plain] {
         assert!(local(&[device, route(host_route(POD, 32))]).pods.is_empty());
@@ -150,7 +191,21 @@ fn what_goes_takes_the_pod_along() {
     network.apply(&RouteNetlinkMessage::DelRoute(host_route(POD, 32)));
     assert!(network.local(&UplinkChoice::default()).pods.is_empty());
     network.apply(&RouteNetlinkMessage::NewRoute(host_route(POD, 32)));
-    let RouteNetlinkMessage::NewLink(gone) = veth() else { unreachable!("it is new") };
+    assert_eq!(network.local(&UplinkChoice::default()).pods.len(), 1);
+    let RouteNetlinkMessage::NewLink(mut down) = veth() else {
+        unreachable!("it is new")
+    };
+    down.header.flags = LinkFlags::empty();
+    network.apply(&RouteNetlinkMessage::NewLink(down));
+    network.apply(&veth());
+    assert!(
+        network.local(&UplinkChoice::default()).pods.is_empty(),
+        "IPv4 routes go in silence"
+    );
+    network.apply(&RouteNetlinkMessage::NewRoute(host_route(POD, 32)));
+    let RouteNetlinkMessage::NewLink(gone) = veth() else {
+        unreachable!("it is new")
+    };
     network.apply(&RouteNetlinkMessage::DelLink(gone));
     // The same index again, for something else: the old route must not make it a pod.
     network.apply(&veth());
@@ -162,11 +217,17 @@ fn a_mac_is_known_while_the_neighbour_is() {
     let mut network = network(&[veth(), RouteNetlinkMessage::NewRoute(host_route(POD, 32))]);
     let mac = |network: &Network| network.local(&UplinkChoice::default()).pods[&VETH].pod_mac;
     assert_eq!(mac(&network), None);
-    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(NeighbourState::Incomplete)));
+    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(
+        NeighbourState::Incomplete,
+    )));
     assert_eq!(mac(&network), None);
-    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(NeighbourState::Reachable)));
+    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(
+        NeighbourState::Reachable,
+    )));
     assert_eq!(mac(&network), Some(POD_MAC));
-    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(NeighbourState::Failed)));
+    network.apply(&RouteNetlinkMessage::NewNeighbour(neighbour(
+        NeighbourState::Failed,
+    )));
     assert_eq!(mac(&network), None);
 }
 
@@ -178,7 +239,9 @@ fn uplinks_are_named_or_found_by_address_and_default_route() {
         hop.interface_index = index;
         hop
     };
-    via_two.attributes.push(RouteAttribute::MultiPath(vec![hop(ETH), hop(4)]));
+    via_two
+        .attributes
+        .push(RouteAttribute::MultiPath(vec![hop(ETH), hop(4)]));
     let network = network(&[
         link(ETH, "eth0", None, vec![]),
         link(3, "eth1", None, vec![]),
