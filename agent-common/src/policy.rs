@@ -43,6 +43,20 @@ pub struct AddressEntry {
     pub check: u8,
 }
 
+impl AddressEntry {
+    /// The entry in a word that was read from the map at once.
+    #[inline(always)]
+    pub const fn from_raw(raw: u64) -> Self {
+        let b = raw.to_ne_bytes();
+        Self {
+            identity: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            slot: u16::from_ne_bytes([b[4], b[5]]),
+            kind: b[6],
+            check: b[7],
+        }
+    }
+}
+
 /// Data of `prefixes`' key, behind the prefix length (96 more than the IPv4 length for IPv4). Not aligned, because
 /// the kernel puts a 32-bit length before it.
 #[repr(C)]

@@ -51,6 +51,19 @@ pub struct ServiceEntry {
     pub check: u16,
 }
 
+impl ServiceEntry {
+    /// The entry in a word that was read from the map at once.
+    #[inline(always)]
+    pub const fn from_raw(raw: u64) -> Self {
+        let b = raw.to_ne_bytes();
+        Self {
+            pool: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            flags: u16::from_ne_bytes([b[4], b[5]]),
+            check: u16::from_ne_bytes([b[6], b[7]]),
+        }
+    }
+}
+
 impl ServiceKey {
     /// The key of `address:port/protocol`, with the port in network order.
     #[inline(always)]

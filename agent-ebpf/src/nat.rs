@@ -95,7 +95,7 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> R
             return Rewritten::Failed;
         }
     }
-    let Some(ports) = packet::at::<[u16; 2]>(ctx, l4) else {
+    let Some(ports) = packet::at_transport::<[u16; 2]>(ctx, l4) else {
         return Rewritten::Failed;
     };
     // SAFETY: `at` has checked the bounds, here and below.

@@ -98,6 +98,10 @@ pub fn skb(ctx: &TcContext) -> &__sk_buff {
 ///
 /// The compiler is told of natural alignment, although IP headers stand at offset 14: the machines that this runs on load and
 /// store at any address, the verifier checks for those that do not, and byte-wise access would double the packet path.
+///
+/// At a variable offset `T` has two bytes at least: of a comparison for one byte the verifier learns nothing.
+///
+/// `T` has two bytes at least: of a comparison for one byte behind a variable offset the verifier learns nothing.
 #[inline(always)]
 pub fn at<T>(ctx: &TcContext, offset: u32) -> Option<*mut T> {
     let start = ctx.data() + offset as usize;
@@ -106,6 +110,17 @@ pub fn at<T>(ctx: &TcContext, offset: u32) -> Option<*mut T> {
     }
     Some(start as *mut T)
 }
+
+/// [`at`] for an offset of the transport header or within its first bytes, that has been kept since parsing.
+///
+/// The verifier has forgotten its bounds where the compiler spilled it, and the compiler, which has not, would leave out a mask.
+#[inline(always)]
+pub fn at_transport<T>(ctx: &TcContext, offset: u32) -> Option<*mut T> {
+    at(ctx, core::hint::black_box(offset) & TRANSPORT_MASK)
+}
+
+/// Every offset of a transport header fits in here: 14 for Ethernet, 60 at most for IPv4.
+const TRANSPORT_MASK: u32 = 0x7f;
 
 #[inline(always)]
 fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
@@ -208,7 +223,7 @@ fn parse_v6(ctx: &TcContext, header: &mut Header) -> Parsed {
             let Some(next) = load::<[u8; 2]>(ctx, header.l4) else {
                 return Parsed::Short;
             };
-            let Some(message) = load::<u8>(ctx, header.l4 + 8) else {
+            let Some([message, _]) = load::<[u8; 2]>(ctx, header.l4 + 8) else {
                 return Parsed::Short;
             };
             if next[0] == protocol::ICMPV6 && next[1] == 0 && listener(message) {
@@ -239,12 +254,12 @@ fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32) -> Par
             let Some(ports) = load::<[u16; 2]>(ctx, header.l4) else {
                 return Parsed::Short;
             };
-            let Some(flags) = load::<u8>(ctx, header.l4 + 13) else {
+            let Some(flags) = load::<[u8; 2]>(ctx, header.l4 + 12) else {
                 return Parsed::Short;
             };
             header.tuple.source_port_be = ports[0];
             header.tuple.destination_port_be = ports[1];
-            header.tcp_flags = flags as u32;
+            header.tcp_flags = flags[1] as u32;
             Parsed::Flow
         }
         protocol::UDP | protocol::SCTP => {
@@ -263,7 +278,7 @@ fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32) -> Par
             if length < 8 {
                 return Parsed::Unjudged(Reason::Malformed);
             }
-            let Some(message) = load::<u8>(ctx, header.l4) else {
+            let Some([message, _]) = load::<[u8; 2]>(ctx, header.l4) else {
                 return Parsed::Short;
             };
             match message {
@@ -278,7 +293,7 @@ fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32) -> Par
             if length < 8 {
                 return Parsed::Unjudged(Reason::Malformed);
             }
-            let Some(message) = load::<u8>(ctx, header.l4) else {
+            let Some([message, _]) = load::<[u8; 2]>(ctx, header.l4) else {
                 return Parsed::Short;
             };
             match message {

@@ -156,12 +156,7 @@ fn write_v6(ctx: &TcContext, work: &Work, kind: u8, payload: u32) -> Option<()> 
 /// acknowledging all that it occupies.
 #[inline(always)]
 fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
-    let segment = packet::at::<[u32; 5]>(ctx, work.l4)?;
-    // SAFETY: `at` has checked the bounds.
-    let segment = unsafe { *segment };
-    let sequence = u32::from_be(segment[1]);
-    let acknowledged = segment[2];
-    let offset = (segment[3].to_ne_bytes()[0] >> 4) as u32 * 4;
+    // Before the transport's bounds are checked: from those the compiler would derive these, and the verifier cannot.
     let l3_length = if work.v4 != 0 {
         let total = packet::at::<u16>(ctx, L3 + 2)?;
         // SAFETY: `at` has checked the bounds.
@@ -171,6 +166,12 @@ fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
         // SAFETY: `at` has checked the bounds.
         u16::from_be(unsafe { *payload }) as u32 + V6_HEADER
     };
+    let segment = packet::at_transport::<[u32; 5]>(ctx, work.l4)?;
+    // SAFETY: `at` has checked the bounds.
+    let segment = unsafe { *segment };
+    let sequence = u32::from_be(segment[1]);
+    let acknowledged = segment[2];
+    let offset = (segment[3].to_ne_bytes()[0] >> 4) as u32 * 4;
     let headers = work.l4 - L3 + offset;
     let data = if l3_length > headers {
         l3_length - headers

@@ -15,29 +15,47 @@ pub struct Maps;
 
 /// Reads a value of one aligned word at once, so that it cannot be torn by a writer.
 #[inline(always)]
-fn word<T: Copy>(pointer: *const T) -> T {
+fn raw<T>(pointer: *const T) -> u64 {
     const { assert!(size_of::<T>() == 8 && align_of::<T>() == 8) };
-    // SAFETY: the pointer is a map value of eight aligned bytes, checked above; every type read so is made of integers.
-    unsafe {
-        let raw = core::ptr::read_volatile(pointer.cast::<u64>());
-        core::mem::transmute_copy(&raw)
-    }
+    // SAFETY: the pointer is a map value of eight aligned bytes, checked above.
+    unsafe { core::ptr::read_volatile(pointer.cast::<u64>()) }
 }
 
-/// Times a reader looks again when an entry was given to another key under it.
-const LOOKS: u32 = 3;
+/// [`raw`], as what it is.
+#[inline(always)]
+fn word<T: Copy>(pointer: *const T) -> T {
+    let raw = raw(pointer);
+    // SAFETY: eight bytes, as `raw` has checked; every type read so is made of integers.
+    unsafe { core::mem::transmute_copy(&raw) }
+}
+
+/// What stands for no entry; no entry looks like this. It is kept in one opaque word until the end: the compiler leaves the registers of
+/// an absent option unset and yet copies them, which the verifier does not let it.
+const NOTHING: u64 = u64::MAX;
 
 impl Tables for Maps {
     #[inline(always)]
     fn address(&self, address: &Address) -> Option<AddressEntry> {
         let check = address.check();
-        for _ in 0..LOOKS {
-            let entry: AddressEntry = word(ADDRESSES.get_ptr(address)?);
-            if entry.check == check {
-                return Some(entry);
+        let mut found = NOTHING;
+        if let Some(pointer) = ADDRESSES.get_ptr(address) {
+            found = raw(pointer);
+            if AddressEntry::from_raw(found).check != check {
+                // Given to another address while it was read: look again, once.
+                found = NOTHING;
+                if let Some(pointer) = ADDRESSES.get_ptr(address) {
+                    found = raw(pointer);
+                    if AddressEntry::from_raw(found).check != check {
+                        found = NOTHING;
+                    }
+                }
             }
         }
-        None
+        let found = core::hint::black_box(found);
+        if found == NOTHING {
+            return None;
+        }
+        Some(AddressEntry::from_raw(found))
     }
 
     #[inline(always)]
@@ -73,13 +91,24 @@ impl Tables for Maps {
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
         let check = key.check();
-        for _ in 0..LOOKS {
-            let entry: ServiceEntry = word(SERVICES.get_ptr(key)?);
-            if entry.check == check {
-                return Some(entry);
+        let mut found = NOTHING;
+        if let Some(pointer) = SERVICES.get_ptr(key) {
+            found = raw(pointer);
+            if ServiceEntry::from_raw(found).check != check {
+                found = NOTHING;
+                if let Some(pointer) = SERVICES.get_ptr(key) {
+                    found = raw(pointer);
+                    if ServiceEntry::from_raw(found).check != check {
+                        found = NOTHING;
+                    }
+                }
             }
         }
-        None
+        let found = core::hint::black_box(found);
+        if found == NOTHING {
+            return None;
+        }
+        Some(ServiceEntry::from_raw(found))
     }
 
     #[inline(always)]

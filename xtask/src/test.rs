@@ -1,0 +1,94 @@
+//! `cargo xtask test`: every tier that exists, or one of them.
+
+mod outcome;
+pub(crate) mod runner;
+pub(crate) mod tiers;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::{mutants, setup};
+pub(crate) use outcome::Outcome;
+use tiers::{TIERS, Tier};
+
+/// Runs the test tiers and ends with the line `N passed, N failed` over all of them.
+///
+/// Tests that need root run through sudo where this is not root; cargo itself does not. A test that ignores itself
+/// counts as failed, and so does a tier that does not build, runs no test, or exceeds its time.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Only this tier; `--list` names them.
+    tier: Option<String>,
+
+    /// Print the tiers and end.
+    #[arg(long)]
+    list: bool,
+
+    /// Only tests whose name contains this (needs TIER).
+    #[arg(long, requires = "tier")]
+    only: Option<String>,
+}
+
+/// The tier that is no row of [`TIERS`]: it builds other programs than the rest.
+const MUTANTS: &str = "mutants";
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for tier in TIERS {
+            println!("{:<14} {}", tier.name, tier.about);
+        }
+        println!("{MUTANTS:<14} each mechanism removed in turn; the test beside it must fail");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let wanted = arguments.tier.as_deref();
+    let chosen: Vec<&Tier> = TIERS
+        .iter()
+        .filter(|tier| wanted.is_none_or(|name| name == tier.name))
+        .collect();
+    if chosen.is_empty() && wanted != Some(MUTANTS) {
+        let names: Vec<_> = TIERS
+            .iter()
+            .map(|tier| tier.name)
+            .chain([MUTANTS])
+            .collect();
+        bail!(
+            "no tier {}; there are: {}",
+            wanted.unwrap_or_default(),
+            names.join(", ")
+        );
+    }
+    let mut needs = vec![setup::Need::Ebpf];
+    needs.extend(chosen.iter().flat_map(|tier| tier.needs).copied());
+    if wanted.is_none_or(|name| name == MUTANTS) {
+        needs.push(setup::Need::Lab);
+    }
+    setup::ensure(&needs)?;
+
+    let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
+    for tier in chosen {
+        println!("\n=== tier {}: {}", tier.name, tier.about);
+        let outcome = runner::tier(tier, arguments.only.as_deref());
+        println!("=== tier {}: {outcome}", tier.name);
+        outcomes.push((tier.name, outcome));
+    }
+    // Asked for by name, an empty table is an error; among all tiers it is no tier at all.
+    if wanted == Some(MUTANTS) || (wanted.is_none() && !mutants::MUTANTS.is_empty()) {
+        println!("\n=== tier {MUTANTS}");
+        outcomes.push((MUTANTS, mutants::run(arguments.only.as_deref())?));
+    }
+
+    println!();
+    let mut total = Outcome::default();
+    for (name, outcome) in &outcomes {
+        println!("{name:<14} {outcome}");
+        total.add(outcome);
+    }
+    // The last line, plain, for programs that read it.
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

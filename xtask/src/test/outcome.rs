@@ -1,0 +1,126 @@
+//! What a run of tests came to.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Counts over any number of test binaries, and what went wrong beside failed tests.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Outcome {
+    /// Tests that passed.
+    pub(crate) passed: u32,
+    /// Tests that failed, and one for each of `troubles`.
+    pub(crate) failed: u32,
+    /// Names of failed tests, as the harness prints them.
+    pub(crate) failures: Vec<String>,
+    /// What failed without being a test: a build, a time bound, a test that ignores itself.
+    pub(crate) troubles: Vec<String>,
+    /// How long it took.
+    pub(crate) took: Duration,
+}
+
+impl Outcome {
+    /// Takes in one line of what `cargo test` prints.
+    pub(crate) fn read_line(&mut self, line: &str) {
+        // Also a line of the first kind starts with `test `, so the order matters.
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
+            self.passed += count(counts, "passed");
+            self.failed += count(counts, "failed");
+            let ignored = count(counts, "ignored");
+            if ignored > 0 {
+                self.trouble_of(
+                    ignored,
+                    format!("{ignored} tests ignored: the gate allows none"),
+                );
+            }
+        } else if let Some(rest) = line.strip_prefix("test ")
+            && let Some((name, result)) = rest.rsplit_once(" ... ")
+            && result.starts_with("FAILED")
+        {
+            self.failures.push(name.to_owned());
+        }
+    }
+
+    /// Notes one failure that is no test.
+    pub(crate) fn trouble(&mut self, text: String) {
+        self.trouble_of(1, text);
+    }
+
+    fn trouble_of(&mut self, count: u32, text: String) {
+        self.failed += count;
+        self.troubles.push(text);
+    }
+
+    /// Adds another's counts to these.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.took += other.took;
+    }
+}
+
+/// The number before `word` in `5 passed; 0 failed; 1 ignored; ...`.
+fn count(counts: &str, word: &str) -> u32 {
+    counts
+        .split(';')
+        .filter_map(|part| part.trim().strip_suffix(word))
+        .find_map(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} passed, {} failed in {} s",
+            self.passed,
+            self.failed,
+            self.took.as_secs()
+        )?;
+        for name in &self.failures {
+            write!(formatter, "\n    failed: {name}")?;
+        }
+        for trouble in &self.troubles {
+            write!(formatter, "\n    {trouble}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Outcome;
+
+    fn read(text: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        text.lines().for_each(|line| outcome.read_line(line));
+        outcome
+    }
+
+    #[test]
+    fn summaries_of_several_binaries_add_up() {
+        let outcome = read(
+            "running 2 tests\ntest a::b ... ok\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+             test c ... FAILED\n\
+             test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.10s\n",
+        );
+        assert_eq!((outcome.passed, outcome.failed), (5, 1));
+        assert_eq!(outcome.failures, ["c"]);
+    }
+
+    #[test]
+    fn an_ignored_test_is_a_failure() {
+        let outcome =
+            read("test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+        assert_eq!((outcome.passed, outcome.failed), (2, 1));
+    }
+
+    #[test]
+    fn what_a_test_prints_is_not_counted() {
+        let outcome = read(
+            "result: 5 passed; 3 failed\n  test result: ok. 9 passed; 0 failed\ntest data ... arrived",
+        );
+        assert_eq!((outcome.passed, outcome.failed), (0, 0));
+    }
+}
