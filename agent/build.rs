@@ -74,9 +74,7 @@ fn build() -> Result<(), String> {
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR))
-        // Thin LTO is the host's; the linker optimizes the whole program by itself.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
     let status = cargo.status().map_err(|error| {
         format!("cannot run cargo for the eBPF programs: {error}; run `cargo xtask setup`")
     })?;
