@@ -59,6 +59,8 @@ fn build() -> Result<(), String> {
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
+        // Copies stay as wide as they were written: expanded in order they take more stack than the verifier allows.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         // The linker makes BTF from debug information, also that of the map types in agent-common.
         "-Cdebuginfo=2".to_owned(),
     ];
