@@ -57,23 +57,26 @@ pub fn judge<T: Tables>(
     }
     if let Some(entry) = entry {
         let group = tables.group(entry.identity);
-        if group != GROUP_ANY {
-            if let Some(v) = ask(group) {
-                verdict = verdict.stronger(v);
-                if stop(&verdict) {
-                    return verdict;
-                }
+        if group != GROUP_ANY
+            && let Some(v) = ask(group)
+        {
+            verdict = verdict.stronger(v);
+            if stop(&verdict) {
+                return verdict;
             }
         }
     }
-    if entry.is_none() || tables.literal() {
-        if let Some(prefix) = tables.prefix(peer) {
-            let group = tables.group(prefix.identity);
-            if group != GROUP_ANY {
-                if let Some(v) = ask(group) {
-                    verdict = verdict.stronger(v);
-                }
-            }
+    // In cilium mode ipBlocks match whatever is no pod and no node; a service's external address is neither.
+    let block = match entry {
+        Some(entry) => entry.kind > address_kind::HOST || tables.literal(),
+        None => true,
+    };
+    if block && let Some(prefix) = tables.prefix(peer) {
+        let group = tables.group(prefix.identity);
+        if group != GROUP_ANY
+            && let Some(v) = ask(group)
+        {
+            verdict = verdict.stronger(v);
         }
     }
     verdict
@@ -122,10 +125,7 @@ pub fn target<T: Tables>(tables: &T, key: &ServiceKey, entry: Option<AddressEntr
             Target::Direct
         };
     };
-    let head = match tables.head(found.pool) {
-        Some(head) => head,
-        None => Head::default(),
-    };
+    let head = tables.head(found.pool).unwrap_or_default();
     if head.count == 0 {
         return if found.flags & service_flag::DROP_WHEN_EMPTY != 0 {
             Target::NoLocalEndpoint

@@ -81,12 +81,12 @@ pub fn new(ctx: &TcContext) -> i32 {
         && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple)
     {
         found = Some(waiting);
-        // SAFETY: a map value, copied whole.
-        let flow = unsafe { *waiting };
-        if flow.flags & flow_flag::REPLY != 0 && !reopens(&flow, work.tcp_flags) {
+        // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+        let flow = unsafe { &*waiting };
+        if flow.flags & flow_flag::REPLY != 0 && !reopens(flow, work.tcp_flags) {
             // The first answer.
             work.reply_key = work.tuple;
-            work.forward_key = crate::conntrack::partner(&flow, work.tuple.protocol);
+            work.forward_key = crate::conntrack::partner(flow, work.tuple.protocol);
             if promote(work) != 0 {
                 found = CONNTRACK.get_ptr_mut(&work.tuple);
             }
@@ -106,16 +106,14 @@ pub fn new(ctx: &TcContext) -> i32 {
                 work.forward = *flow;
                 work.forward_key = work.tuple;
                 work.reason = Reason::BackendGone as u32;
-                let gone = *flow;
                 let key = work.tuple;
-                forget_found(work, &gone, &key);
+                forget_found(work, flow, &key);
                 return refuse(ctx, work);
             }
         }
         // The address moved to another link, the flow is over, or its backend is gone: begin anew.
-        let gone = *flow;
         let key = work.tuple;
-        forget_found(work, &gone, &key);
+        forget_found(work, flow, &key);
     }
     work.forward_key = work.tuple;
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {

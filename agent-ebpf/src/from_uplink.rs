@@ -73,16 +73,16 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
     }
     if flow_known && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple) {
-        // SAFETY: a map value, copied whole.
-        let flow = unsafe { *waiting };
+        // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+        let flow = unsafe { &*waiting };
         if flow.ifindex != 0 {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
         if flow.flags & flow_flag::REPLY != 0 {
             work.reply_key = work.tuple;
-            work.forward_key = partner(&flow, work.tuple.protocol);
+            work.forward_key = partner(flow, work.tuple.protocol);
             if promote(work) == 0 {
-                work.reply = flow;
+                work.reply = *flow;
             }
             if work.tcp_flags & (tcp::FIN | tcp::RST) != 0
                 && let Some(flow) = CONNTRACK.get_ptr_mut(&work.tuple)

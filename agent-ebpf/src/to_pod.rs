@@ -68,12 +68,12 @@ pub fn new(ctx: &TcContext) -> i32 {
         && let Some(waiting) = UNREPLIED.get_ptr_mut(&key)
     {
         found = Some(waiting);
-        // SAFETY: a map value, copied whole.
-        let flow = unsafe { *waiting };
-        if flow.flags & flow_flag::REPLY == 0 && !reopens(&flow, work.tcp_flags) {
+        // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+        let flow = unsafe { &*waiting };
+        if flow.flags & flow_flag::REPLY == 0 && !reopens(flow, work.tcp_flags) {
             // The opener's own entry, and the packet goes against it: the first answer.
             work.forward_key = key;
-            work.reply_key = crate::conntrack::partner(&flow, key.protocol);
+            work.reply_key = crate::conntrack::partner(flow, key.protocol);
             if promote(work) != 0 {
                 found = CONNTRACK.get_ptr_mut(&key);
             }
@@ -102,8 +102,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             touch(flow, key.protocol);
             return NEXT;
         }
-        let gone = *flow;
-        forget_found(work, &gone, &key);
+        forget_found(work, flow, &key);
     }
     work.forward_key = work.tuple;
     if host {
