@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::datapath::{Datapath, DatapathError};
+use crate::compile::{Compiled, Compiler};
+use crate::datapath::{Contents, Datapath, DatapathError};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
 use crate::model::{Change, Cluster, Kind, ObjectId};
@@ -22,17 +23,6 @@ use crate::problem::Problem;
 use crate::source::{Event, Rejected};
 
 pub use snapshot::{Counts, KindState, LastApply, Snapshot, State};
-
-/// What compile gives.
-#[derive(Clone, Default, Debug)]
-pub struct Compiled {
-    /// What is different from before.
-    pub delta: Delta,
-    /// All problems that there are now.
-    pub problems: Vec<Problem>,
-    /// Everything worth telling that is no error.
-    pub notices: Vec<Rejected>,
-}
 
 /// From changes of the cluster and the node to changes of the desired state: pure, without I/O or clock.
 pub trait Compile: Send {
@@ -44,6 +34,26 @@ pub trait Compile: Send {
         changes: &[Change],
         local_changed: bool,
     ) -> Compiled;
+
+    /// Before the first update: what the maps hold. True where the first delta will be the difference from that.
+    fn adopt(&mut self, contents: &Contents) -> bool;
+}
+
+impl Compile for Compiler {
+    fn update(
+        &mut self,
+        cluster: &Cluster,
+        local: &Local,
+        changes: &[Change],
+        local_changed: bool,
+    ) -> Compiled {
+        Self::update(self, cluster, local, changes, local_changed)
+    }
+
+    fn adopt(&mut self, contents: &Contents) -> bool {
+        Self::adopt(self, contents.clone());
+        true
+    }
 }
 
 /// First wait after a write that failed.
@@ -52,6 +62,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Events taken in before an apply: a source that never pauses must not hold the datapath back.
 const BATCH: usize = 4_096;
+/// Updates without changes that may follow one apply: each removes what the one before left nothing pointing to.
+const FINISHES: usize = 4;
 /// Requests that may wait for the loop.
 const REQUESTS: usize = 16;
 
@@ -234,6 +246,9 @@ impl Reconciler {
             Event::Notice(notice) => {
                 self.source_notices.insert(name(&notice), notice);
             }
+            Event::Mended(object) => {
+                self.rejected.remove(&object);
+            }
             Event::Synced(kind) => {
                 let state = self.kinds.entry(kind).or_default();
                 state.synced = true;
@@ -284,33 +299,30 @@ impl Reconciler {
         let started = Instant::now();
         let changes = std::mem::take(&mut self.changes);
         let local_changed = std::mem::take(&mut self.local_changed);
-        if first || changed {
-            self.counts.changes += changes.len() as u64;
-            self.compiled =
-                self.compile
-                    .update(&self.cluster, &self.local, &changes, local_changed);
-        }
-        let delta = std::mem::take(&mut self.compiled.delta);
-        let datapath = self.datapath.as_mut();
-        let (planner, mut applied) = match &mut self.planner {
-            Some(planner) => {
-                let plan = planner.plan(&delta);
-                let applied = apply(planner, plan, datapath);
-                (planner, applied)
+        let mut applied = match self.planner.take() {
+            Some(mut planner) => {
+                if changed {
+                    self.compile(&changes, local_changed);
+                }
+                let plan = planner.plan(&std::mem::take(&mut self.compiled.delta));
+                let applied = apply(&mut planner, plan, self.datapath.as_mut());
+                self.planner = Some(planner);
+                applied
             }
-            None => {
-                let contents = datapath.contents().map_err(ReconcileError::Contents)?;
-                let mut desired = Desired::default();
-                desired.merge(&delta);
-                let (mut planner, plan) = Planner::restore(contents, &desired);
-                let applied = apply(&mut planner, plan, datapath);
-                (self.planner.insert(planner), applied)
-            }
+            None => self.take_over(&changes)?,
         };
+        // What had to stay until the rest was in force can go now.
+        for _ in 0..FINISHES {
+            if !std::mem::take(&mut self.compiled.unfinished) {
+                break;
+            }
+            self.compile(&[], false);
+            let delta = std::mem::take(&mut self.compiled.delta);
+            self.apply_more(&delta, &mut applied);
+        }
         // Where something became free, what did not fit may fit now.
-        if applied.freed && planner.unfinished() {
-            let plan = planner.plan(&Delta::default());
-            add(&mut applied, apply(planner, plan, datapath));
+        if applied.freed && self.planner.as_ref().is_some_and(Planner::unfinished) {
+            self.apply_more(&Delta::default(), &mut applied);
         }
         self.retry = if applied.problems.is_empty() {
             None
@@ -339,6 +351,36 @@ impl Reconciler {
         Ok(())
     }
 
+    fn compile(&mut self, changes: &[Change], local_changed: bool) {
+        self.counts.changes += changes.len() as u64;
+        self.compiled = self
+            .compile
+            .update(&self.cluster, &self.local, changes, local_changed);
+    }
+
+    /// The first apply: from what the maps hold to what the cluster asks.
+    fn take_over(&mut self, changes: &[Change]) -> Result<Applied, ReconcileError> {
+        let contents = self.datapath.contents().map_err(ReconcileError::Contents)?;
+        let mut desired = if self.compile.adopt(&contents) {
+            Desired::of_maps(&contents)
+        } else {
+            Desired::default()
+        };
+        self.compile(changes, true);
+        desired.merge(&std::mem::take(&mut self.compiled.delta));
+        let (mut planner, plan) = Planner::restore(contents, &desired);
+        let applied = apply(&mut planner, plan, self.datapath.as_mut());
+        self.planner = Some(planner);
+        Ok(applied)
+    }
+
+    fn apply_more(&mut self, delta: &Delta, applied: &mut Applied) {
+        if let Some(planner) = &mut self.planner {
+            let plan = planner.plan(delta);
+            add(applied, apply(planner, plan, self.datapath.as_mut()));
+        }
+    }
+
     fn answer(&mut self, answer: oneshot::Sender<Arc<State>>) {
         let state = self.state.get_or_insert_with(|| {
             let planner = self.planner.as_ref();
@@ -364,13 +406,22 @@ impl Reconciler {
             .chain(&self.compiled.problems)
             .cloned()
             .collect();
-        let notices = self.source_notices.values().chain(&self.compiled.notices);
+        let compiled = self.compiled.notices.iter().map(|notice| Rejected {
+            object: notice.object.clone(),
+            id: None,
+            reason: notice.reason.clone(),
+        });
         self.snapshots.send_replace(Arc::new(Snapshot {
             kinds: self.kinds.clone(),
             local_known: self.local_known,
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
-            notices: notices.cloned().collect(),
+            notices: self
+                .source_notices
+                .values()
+                .cloned()
+                .chain(compiled)
+                .collect(),
             usage: planner
                 .map(|p| snapshot::usage(p.contents()))
                 .unwrap_or_default(),

@@ -27,6 +27,10 @@ impl Compile for ServicesOnly {
         self.0.update(cluster, changes, &options, delta, problems);
         compiled
     }
+
+    fn adopt(&mut self, _contents: &Contents) -> bool {
+        false
+    }
 }
 
 fn key(last: u8) -> ServiceKey {
