@@ -2,10 +2,16 @@
 //!
 //! Needs root. Every test has a lab of its own.
 
+mod bad_input;
+mod clsact;
 mod frames;
 mod policies;
+mod random;
+mod readable;
 mod redirect;
 mod restart;
 mod scene;
 mod services;
+mod tour;
+mod two_nodes;
 mod verdict;

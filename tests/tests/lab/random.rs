@@ -237,7 +237,7 @@ fn read_cluster(scene: &Scene) -> Result<Cluster> {
                 Event::Synced(kind) => drop(synced.insert(kind)),
                 Event::Rejected(rejected) => bail!("a bad manifest was made: {rejected}"),
                 Event::Stale { reason, .. } => bail!("the manifests cannot be read: {reason}"),
-                Event::Notice(_) => {}
+                Event::Notice(_) | Event::Mended(_) => {}
             }
         }
         running.abort();

@@ -1,0 +1,95 @@
+//! Two nodes of one machine, each with its agent: neither touches what is the other's.
+
+use agent_common::Reason;
+use anyhow::{Result, ensure};
+use serde_json::json;
+use tests::lab::agent::{Agent, AgentPlan, Source};
+use tests::lab::host::HostProcess;
+use tests::lab::manifests::{self, Endpoint};
+use tests::lab::pinned::Pinned;
+use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
+
+use crate::policies::on;
+use crate::scene::{DEADLINE, HTTP, PORTS, SERVICE, Scene, at, roles, service, vip};
+use crate::verdict::ensure_unseen;
+
+#[test]
+fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
+    let mut scene = Scene::new(&roles(&["client", "stranger"]))?;
+    let node = scene.lab.node("b")?;
+    let remote = node.pod("remote")?;
+    let server = Server::on_ports(remote.netns(), "remote", &remote.addresses(), &PORTS)?;
+    scene.dir.put(&manifests::node(&node, &[]))?;
+    scene.dir.put(&manifests::pod(&remote, &[("app", "remote")], &[]))?;
+    scene.dir.put_all(&service("remote", 10, &[Endpoint::ready(&remote)]))?;
+    let only_client = on(
+        "remote",
+        "only-client",
+        json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }] }),
+    );
+    scene.apply([&only_client])?;
+    let plan = AgentPlan::new(&node, Source::Manifests(scene.dir.path().to_owned()))?;
+    let other = Agent::start(&node, plan)?;
+    let (here, there) = (scene.pinned(), Pinned::new(&other.plan().pin_root));
+
+    let ask = |from: &str, addresses, port| -> Result<Vec<Probe>> {
+        let mut probes = Vec::new();
+        for proto in Proto::ALL {
+            for to in at(addresses, port) {
+                probes.push(Probe::new(scene.netns(from)?, proto, to));
+            }
+        }
+        Ok(probes)
+    };
+    let direct = |from: &str| ask(from, remote.addresses(), HTTP);
+    let by_service = |from: &str| ask(from, vip(10), SERVICE);
+    // Across the nodes: by address and by service, and the stranger by neither. The target's own agent drops it.
+    let assert_all = || -> Result<()> {
+        let allowed = [direct("client")?, by_service("client")?].concat();
+        scene.assert_answered(&allowed, "remote")?;
+        for denied in [direct("stranger")?, by_service("stranger")?] {
+            let (mark, before) = (server.mark(), there.drops(Reason::PolicyIngress)?);
+            let before_here = here.drops(Reason::PolicyIngress)?;
+            let outcomes = probe::run(&denied, Patience::MATRIX)?;
+            ensure!(outcomes.iter().all(|o| *o == Outcome::TimedOut), "{outcomes:?}");
+            ensure_unseen(&server, mark)?;
+            ensure!(there.drops(Reason::PolicyIngress)? - before >= denied.len() as u64);
+            ensure!(here.drops(Reason::PolicyIngress)? == before_here);
+        }
+        scene.assert_answered(&allowed, "remote")
+    };
+    assert_all()?;
+    // Processes of each node, by the cgroup's programs of each agent.
+    for of in [&scene.node, &node] {
+        let mut host = HostProcess::start(of)?;
+        for to in at(vip(10), SERVICE) {
+            for proto in Proto::ALL {
+                let outcome = host.ask(proto, to, DEADLINE)?;
+                // The remote pod takes its own node and nobody else's.
+                let wanted = of.name == node.name;
+                ensure!(
+                    (outcome.by() == Some("remote")) == wanted,
+                    "{} {proto} {to}: {outcome}",
+                    of.name
+                );
+            }
+        }
+    }
+    // One agent dies and comes back; the other's work goes on all the while.
+    scene.agent.kill()?;
+    let (scene, here) = (&mut scene, here);
+    let before = there.drops(Reason::PolicyIngress)?;
+    let stranger: Vec<Probe> = at(remote.addresses(), HTTP)
+        .map(|to| Ok(Probe::new(scene.netns("stranger")?, Proto::Tcp, to)))
+        .into_iter()
+        .collect::<Result<_>>()?;
+    let outcomes = probe::run(&stranger, Patience::MATRIX)?;
+    ensure!(outcomes.iter().all(|o| *o == Outcome::TimedOut), "{outcomes:?}");
+    ensure!(there.drops(Reason::PolicyIngress)? > before);
+    scene.agent.start_again()?;
+    scene.settle()?;
+    ensure!(other.status()?["ready"] == true);
+    ensure!(other.status()?["node"] == "b" && scene.agent.status()?["node"] == "a");
+    ensure!(here.path("services") != there.path("services"));
+    Ok(())
+}
