@@ -101,6 +101,14 @@ impl Lab {
         owner::sweep(name)
     }
 
+    /// Removes the lab with this id at once, whoever holds it: for the end of a process that drops nothing, as a signal's.
+    ///
+    /// # Errors
+    /// Something of it could not be removed; the next sweep tries again.
+    pub fn discard(id: &str) -> Result<()> {
+        owner::remove(id)
+    }
+
     /// This lab's id, unique on the machine: `<name>-<pid>-<number>`.
     pub fn id(&self) -> String {
         self.id.to_string()

@@ -1,7 +1,8 @@
 //! Test tiers of Sluice that need more than one crate's own unit tests.
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
-//! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd.
+//! [`tour`] is what `cargo xtask run` shows in it; [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd.
 
 pub mod controlplane;
 pub mod lab;
+pub mod tour;
