@@ -5,6 +5,7 @@
 mod addresses;
 mod adopt;
 mod binding;
+pub mod endpoints;
 mod enforcement;
 mod groups;
 mod identity;
@@ -15,6 +16,7 @@ mod pods;
 mod policies;
 mod ports;
 mod prefixes;
+pub mod services;
 mod sets;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use crate::local::Local;
 use crate::model::{Change, Cluster, Text};
 use crate::problem::Problem;
 use enforcement::Enforcement;
+use services::{ServiceOptions, Services};
 
 /// What ipBlocks match (`--ip-block-mode`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -108,7 +111,7 @@ impl Options {
 /// What an update came to.
 #[derive(Clone, Default, Debug)]
 pub struct Compiled {
-    /// Everything that is different from what was compiled before; after [`Compiler::adopt`], from what the maps say.
+    /// Everything that is different from what was compiled before; the first one is the whole.
     pub delta: Delta,
     /// Everything that is not in force as the cluster asks, now (not only since the last update).
     pub problems: Vec<Problem>,
@@ -120,6 +123,8 @@ pub struct Compiled {
 #[derive(Clone, Debug)]
 pub struct Compiler {
     enforcement: Enforcement,
+    services: Services,
+    service_options: ServiceOptions,
     adopting: Option<Box<Contents>>,
 }
 
@@ -128,12 +133,17 @@ impl Compiler {
     /// appears) and that the node's own state changed.
     pub fn new(options: Options) -> Self {
         Self {
+            service_options: ServiceOptions {
+                node_name: options.node_name.clone(),
+            },
+            services: Services::default(),
             enforcement: Enforcement::new(options),
             adopting: None,
         }
     }
 
-    /// Before the first update: takes numbers over from what the maps say, so that the first delta is only the difference.
+    /// Before the first update: takes numbers over from what the maps say, so that they differ
+    /// from the first delta, which is the whole, in as little as can be.
     pub fn adopt(&mut self, contents: Contents) {
         self.adopting = Some(Box::new(contents));
     }
@@ -153,6 +163,13 @@ impl Compiler {
             local,
             changes,
             local_changed,
+            &mut delta,
+            &mut problems,
+        );
+        self.services.update(
+            cluster,
+            changes,
+            &self.service_options,
             &mut delta,
             &mut problems,
         );

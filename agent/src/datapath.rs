@@ -3,6 +3,10 @@
 //! A plan is a list of [`Write`]s, each of which is atomic for a reader: one map element, or one aligned word of an
 //! array. Nothing here decides an order; `plan` does.
 
+pub mod contents;
+pub mod faulty;
+pub mod memory;
+
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, GroupEntry, Head, LinkEntry, Pod, Prefix,
     PrefixEntry, RuleKey, ServiceEntry, ServiceKey, SetWord, Slot, Verdict,

@@ -15,8 +15,11 @@
 pub mod compile;
 pub mod datapath;
 pub mod desired;
+pub mod dump;
 pub mod local;
 pub mod model;
 pub mod oracle;
+pub mod plan;
 pub mod problem;
+pub mod reconcile;
 pub mod source;

@@ -2,3 +2,4 @@
 //! compile, and nothing else.
 
 pub mod policy;
+pub mod services;
