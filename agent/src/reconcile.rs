@@ -32,6 +32,8 @@ pub struct Compiled {
     pub problems: Vec<Problem>,
     /// Everything worth telling that is no error.
     pub notices: Vec<Rejected>,
+    /// Once the delta is applied, another update is due although nothing changes: it removes what had to stay until then.
+    pub unfinished: bool,
 }
 
 /// From changes of the cluster and the node to changes of the desired state: pure, without I/O or clock.
@@ -277,7 +279,8 @@ impl Reconciler {
         }
         let first = self.planner.is_none();
         let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
-        let changed = !self.changes.is_empty() || self.local_changed;
+        let due = self.compiled.unfinished && self.retry.is_none();
+        let changed = !self.changes.is_empty() || self.local_changed || due;
         if !(first || changed || (retried && unfinished)) {
             return Ok(());
         }
@@ -335,6 +338,10 @@ impl Reconciler {
         if let Some(attach) = self.attach.take() {
             attach().map_err(ReconcileError::Attach)?;
             self.ready.send_replace(true);
+        }
+        // What did not go through is tried again first: until then something may still point to what is to be removed.
+        if self.compiled.unfinished && self.retry.is_none() {
+            return self.reconcile(false);
         }
         Ok(())
     }

@@ -3,8 +3,9 @@
 use super::Compiler;
 use super::policies::{DIRECTIONS, index};
 use super::sets::State;
-use crate::local::PodLink;
-use crate::model::{Direction, IpBlock, ObjectKey, Pod};
+use crate::local::{Local, PodLink};
+use crate::model::{Change, Cluster, Direction, IpBlock, ObjectKey, Pod};
+use crate::reconcile;
 use std::sync::Arc;
 
 /// A local pod, as it is enforced.
@@ -76,6 +77,24 @@ impl Compiler {
             })
             .map(|(key, block)| (key.clone(), block.clone()))
             .collect()
+    }
+}
+
+impl reconcile::Compile for Compiler {
+    fn update(
+        &mut self,
+        cluster: &Cluster,
+        local: &Local,
+        changes: &[Change],
+        local_changed: bool,
+    ) -> reconcile::Compiled {
+        let compiled = Self::update(self, cluster, local, changes, local_changed);
+        reconcile::Compiled {
+            delta: compiled.delta,
+            problems: compiled.problems,
+            notices: Vec::new(),
+            unfinished: compiled.unfinished,
+        }
     }
 }
 
