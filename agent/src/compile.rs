@@ -111,7 +111,7 @@ impl Options {
 /// What an update came to.
 #[derive(Clone, Default, Debug)]
 pub struct Compiled {
-    /// Everything that is different from what was compiled before; after [`Compiler::adopt`], from what the maps say.
+    /// Everything that is different from what was compiled before; the first one is the whole.
     pub delta: Delta,
     /// Everything that is not in force as the cluster asks, now (not only since the last update).
     pub problems: Vec<Problem>,
@@ -144,7 +144,8 @@ impl Compiler {
         }
     }
 
-    /// Before the first update: takes numbers over from what the maps say, so that the first delta is only the difference.
+    /// Before the first update: takes numbers over from what the maps say, so that they differ
+    /// from the first delta, which is the whole, in as little as can be.
     pub fn adopt(&mut self, contents: Contents) {
         self.adopting = Some(Box::new(contents));
     }
@@ -167,9 +168,6 @@ impl Compiler {
             &mut delta,
             &mut problems,
         );
-        if let Some(contents) = self.adopting.take() {
-            self.enforcement.take_over(&contents, &mut delta);
-        }
         self.services.update(
             cluster,
             changes,
@@ -177,6 +175,9 @@ impl Compiler {
             &mut delta,
             &mut problems,
         );
+        if let Some(contents) = self.adopting.take() {
+            self.enforcement.take_over(&contents, &mut delta);
+        }
         problems.sort();
         problems.dedup();
         Compiled {

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use agent_common::{
     Address, AddressEntry, GroupEntry, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceKey,
-    Verdict, pod_flag,
+    Verdict,
 };
 
-use crate::datapath::{Bits, Contents};
+use crate::datapath::Bits;
 use crate::model::{Family, ObjectKey, Protocol, Text};
 
 /// Which of a service port's endpoint sets a pool holds (SEMANTICS.md, "Choosing endpoints").
@@ -119,23 +119,6 @@ fn merge<K: Ord + Clone, V: Clone>(into: &mut BTreeMap<K, V>, from: &BTreeMap<K,
 }
 
 impl Desired {
-    /// What the maps say of everything but services, as if it were desired: what a difference from the maps is merged into.
-    pub fn of_maps(contents: &Contents) -> Self {
-        let pods = contents.pods.iter();
-        Self {
-            addresses: contents.addresses.clone(),
-            prefixes: contents.prefixes.clone(),
-            groups: contents.groups.clone(),
-            rules: contents.rules.clone(),
-            pods: pods
-                .filter(|(_, pod)| pod.flags & pod_flag::USED != 0)
-                .map(|(slot, pod)| (*slot, PodSpec { epoch: 0, ..*pod }))
-                .collect(),
-            links: contents.links.clone(),
-            ..Self::default()
-        }
-    }
-
     /// Takes a delta in.
     pub fn merge(&mut self, delta: &Delta) {
         merge(&mut self.frontends, &delta.frontends);

@@ -12,6 +12,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")
 )]
 
+pub mod app;
 pub mod compile;
 pub mod datapath;
 pub mod desired;

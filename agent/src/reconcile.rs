@@ -13,11 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::compile::{Compiled, Compiler};
+use crate::compile::{Compiled, Compiler, RuleName};
 use crate::datapath::{Contents, Datapath, DatapathError};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
-use crate::model::{Change, Cluster, Kind, ObjectId};
+use crate::model::{Change, Cluster, Kind, ObjectId, Text};
 use crate::plan::{Applied, Planner, apply};
 use crate::problem::Problem;
 use crate::source::{Event, Rejected};
@@ -35,8 +35,11 @@ pub trait Compile: Send {
         local_changed: bool,
     ) -> Compiled;
 
-    /// Before the first update: what the maps hold. True where the first delta will be the difference from that.
-    fn adopt(&mut self, contents: &Contents) -> bool;
+    /// Before the first update: what the maps hold, so that numbers mean what they meant.
+    fn adopt(&mut self, contents: &Contents);
+
+    /// What the numbers of verdicts stand for.
+    fn rules(&self) -> BTreeMap<u32, RuleName>;
 }
 
 impl Compile for Compiler {
@@ -50,9 +53,13 @@ impl Compile for Compiler {
         Self::update(self, cluster, local, changes, local_changed)
     }
 
-    fn adopt(&mut self, contents: &Contents) -> bool {
+    fn adopt(&mut self, contents: &Contents) {
         Self::adopt(self, contents.clone());
-        true
+    }
+
+    fn rules(&self) -> BTreeMap<u32, RuleName> {
+        let names = self.rule_names().iter();
+        names.map(|(number, name)| (number, name.clone())).collect()
     }
 }
 
@@ -62,8 +69,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Events taken in before an apply: a source that never pauses must not hold the datapath back.
 const BATCH: usize = 4_096;
-/// Updates without changes that may follow one apply: each removes what the one before left nothing pointing to.
-const FINISHES: usize = 4;
 /// Requests that may wait for the loop.
 const REQUESTS: usize = 16;
 
@@ -80,8 +85,18 @@ pub enum ReconcileError {
     Attach(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What runs once, between the first apply and readiness: attaching the programs.
-pub type Attach = Box<dyn FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send>;
+/// Puts the programs where the node's links are: after the first apply, before readiness, and after each apply that followed a change of
+/// the node's own state. A link is served only when the maps know it.
+pub trait Attach: Send {
+    /// Attaches what is missing and removes what is too many. What could not be done comes back as problems, and is tried again.
+    ///
+    /// # Errors
+    /// Nothing can be attached at all. The first time, the agent ends with it.
+    fn attach(
+        &mut self,
+        local: &Local,
+    ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>>;
+}
 
 /// How the rest of the agent sees the loop.
 #[derive(Clone, Debug)]
@@ -106,7 +121,11 @@ impl Handle {
 pub struct Reconciler {
     compile: Box<dyn Compile>,
     datapath: Box<dyn Datapath>,
-    attach: Option<Attach>,
+    attach: Box<dyn Attach>,
+    attached: bool,
+    /// What attaching could not do.
+    unattached: Vec<Problem>,
+    node: Text,
     cluster: Cluster,
     local: Local,
     local_known: bool,
@@ -130,12 +149,13 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// A loop over a datapath, waiting for these kinds. `attach` runs after the first apply.
+    /// A loop over a datapath, waiting for these kinds. `attach` runs after the first apply; `node` is this node's name.
     pub fn new(
         compile: Box<dyn Compile>,
         datapath: Box<dyn Datapath>,
         kinds: &[Kind],
-        attach: Attach,
+        attach: Box<dyn Attach>,
+        node: Text,
     ) -> (Self, Handle) {
         let (snapshots, snapshots_seen) = watch::channel(Arc::default());
         let (ready, ready_seen) = watch::channel(false);
@@ -143,7 +163,10 @@ impl Reconciler {
         let reconciler = Self {
             compile,
             datapath,
-            attach: Some(attach),
+            attach,
+            attached: false,
+            unattached: Vec::new(),
+            node,
             cluster: Cluster::default(),
             local: Local::default(),
             local_known: false,
@@ -292,39 +315,53 @@ impl Reconciler {
         }
         let first = self.planner.is_none();
         let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
-        let changed = !self.changes.is_empty() || self.local_changed;
-        if !(first || changed || (retried && unfinished)) {
+        let due = self.compiled.unfinished && self.retry.is_none();
+        let changed = !self.changes.is_empty() || self.local_changed || due;
+        let unattached = !self.unattached.is_empty();
+        if !(first || changed || (retried && (unfinished || unattached))) {
             return Ok(());
         }
         let started = Instant::now();
         let changes = std::mem::take(&mut self.changes);
         let local_changed = std::mem::take(&mut self.local_changed);
-        let mut applied = match self.planner.take() {
-            Some(mut planner) => {
-                if changed {
-                    self.compile(&changes, local_changed);
-                }
-                let plan = planner.plan(&std::mem::take(&mut self.compiled.delta));
-                let applied = apply(&mut planner, plan, self.datapath.as_mut());
-                self.planner = Some(planner);
-                applied
-            }
-            None => self.take_over(&changes)?,
+        let contents = if first {
+            let contents = self.datapath.contents().map_err(ReconcileError::Contents)?;
+            self.compile.adopt(&contents);
+            Some(contents)
+        } else {
+            None
         };
-        // What had to stay until the rest was in force can go now.
-        for _ in 0..FINISHES {
-            if !std::mem::take(&mut self.compiled.unfinished) {
-                break;
+        if first || changed {
+            self.counts.changes += changes.len() as u64;
+            self.compiled =
+                self.compile
+                    .update(&self.cluster, &self.local, &changes, local_changed);
+        }
+        let delta = std::mem::take(&mut self.compiled.delta);
+        let datapath = self.datapath.as_mut();
+        let (planner, mut applied) = match (&mut self.planner, contents) {
+            (Some(planner), _) => {
+                let plan = planner.plan(&delta);
+                let applied = apply(planner, plan, datapath);
+                (planner, applied)
             }
-            self.compile(&[], false);
-            let delta = std::mem::take(&mut self.compiled.delta);
-            self.apply_more(&delta, &mut applied);
-        }
+            (None, contents) => {
+                let mut desired = Desired::default();
+                desired.merge(&delta);
+                let (mut planner, plan) = Planner::restore(contents.unwrap_or_default(), &desired);
+                let applied = apply(&mut planner, plan, datapath);
+                (self.planner.insert(planner), applied)
+            }
+        };
         // Where something became free, what did not fit may fit now.
-        if applied.freed && self.planner.as_ref().is_some_and(Planner::unfinished) {
-            self.apply_more(&Delta::default(), &mut applied);
+        if applied.freed && planner.unfinished() {
+            let plan = planner.plan(&Delta::default());
+            add(&mut applied, apply(planner, plan, datapath));
         }
-        self.retry = if applied.problems.is_empty() {
+        if !self.attached || local_changed || (retried && unattached) {
+            self.attach()?;
+        }
+        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() {
             None
         } else if retried {
             self.retry.map(|wait| (wait * 2).min(RETRY_MOST))
@@ -344,41 +381,31 @@ impl Reconciler {
         });
         self.state = None;
         self.dirty_snapshot = true;
-        if let Some(attach) = self.attach.take() {
-            attach().map_err(ReconcileError::Attach)?;
-            self.ready.send_replace(true);
+        // What did not go through is tried again first: until then something may still point to what is to be removed.
+        if self.compiled.unfinished && self.retry.is_none() {
+            return self.reconcile(false);
         }
         Ok(())
     }
 
-    fn compile(&mut self, changes: &[Change], local_changed: bool) {
-        self.counts.changes += changes.len() as u64;
-        self.compiled = self
-            .compile
-            .update(&self.cluster, &self.local, changes, local_changed);
-    }
-
-    /// The first apply: from what the maps hold to what the cluster asks.
-    fn take_over(&mut self, changes: &[Change]) -> Result<Applied, ReconcileError> {
-        let contents = self.datapath.contents().map_err(ReconcileError::Contents)?;
-        let mut desired = if self.compile.adopt(&contents) {
-            Desired::of_maps(&contents)
-        } else {
-            Desired::default()
-        };
-        self.compile(changes, true);
-        desired.merge(&std::mem::take(&mut self.compiled.delta));
-        let (mut planner, plan) = Planner::restore(contents, &desired);
-        let applied = apply(&mut planner, plan, self.datapath.as_mut());
-        self.planner = Some(planner);
-        Ok(applied)
-    }
-
-    fn apply_more(&mut self, delta: &Delta, applied: &mut Applied) {
-        if let Some(planner) = &mut self.planner {
-            let plan = planner.plan(delta);
-            add(applied, apply(planner, plan, self.datapath.as_mut()));
+    fn attach(&mut self) -> Result<(), ReconcileError> {
+        match self.attach.attach(&self.local) {
+            Ok(problems) => {
+                for problem in &problems {
+                    tracing::warn!(object = problem.object, "{}", problem.reason);
+                }
+                self.unattached = problems;
+            }
+            Err(error) if !self.attached => return Err(ReconcileError::Attach(error)),
+            Err(error) => {
+                tracing::warn!("cannot attach: {error}");
+                let problem = Problem::new("programs", format!("cannot be attached: {error}"));
+                self.unattached = vec![problem];
+            }
         }
+        self.attached = true;
+        self.ready.send_replace(true);
+        Ok(())
     }
 
     fn answer(&mut self, answer: oneshot::Sender<Arc<State>>) {
@@ -389,6 +416,7 @@ impl Reconciler {
                 local: self.local.clone(),
                 desired: planner.map_or_else(Desired::default, |p| p.desired().clone()),
                 contents: planner.map(|p| p.contents().clone()).unwrap_or_default(),
+                rules: self.compile.rules(),
             })
         });
         // Whoever asked may have left.
@@ -404,6 +432,7 @@ impl Reconciler {
             .into_iter()
             .flat_map(Planner::problems)
             .chain(&self.compiled.problems)
+            .chain(&self.unattached)
             .cloned()
             .collect();
         let compiled = self.compiled.notices.iter().map(|notice| Rejected {
@@ -411,17 +440,19 @@ impl Reconciler {
             id: None,
             reason: notice.reason.clone(),
         });
+        let notices = self.source_notices.values().cloned().chain(compiled);
         self.snapshots.send_replace(Arc::new(Snapshot {
             kinds: self.kinds.clone(),
             local_known: self.local_known,
+            internal_ips: self
+                .cluster
+                .nodes
+                .get(&self.node)
+                .map(|node| node.internal_ips.clone())
+                .unwrap_or_default(),
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
-            notices: self
-                .source_notices
-                .values()
-                .cloned()
-                .chain(compiled)
-                .collect(),
+            notices: notices.collect(),
             usage: planner
                 .map(|p| snapshot::usage(p.contents()))
                 .unwrap_or_default(),

@@ -1,4 +1,5 @@
-//! A restart: numbers are taken over from what the maps say, by correspondence, so that the first delta is only the difference.
+//! A restart: numbers are taken over from what the maps say, by correspondence, so that an unchanged cluster
+//! differs from the maps in nothing, and a changed one only in its changes.
 //!
 //! The cluster has been compiled once with numbers of its own. What stands for the same thing in the maps is looked for (the
 //! same link, the same addresses, the same rules), everything is renumbered to that, and the rest gets numbers that the maps do not hold.
@@ -8,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::{
-    Address, GROUP_ANY, GroupEntry, IDENTITY_UNKNOWN, LinkEntry, Pod, PrefixEntry, RuleKey, Verdict,
+    Address, GROUP_ANY, GroupEntry, IDENTITY_UNKNOWN, LinkEntry, PrefixEntry, RuleKey, Verdict,
 };
 
 use super::enforcement::Enforcement;
@@ -87,32 +88,9 @@ fn of(map: &Renumbering, number: u32) -> u32 {
     map.get(&number).copied().unwrap_or(number)
 }
 
-fn same_but_epoch(a: &Pod, b: &Pod) -> bool {
-    Pod { epoch: 0, ..*a } == Pod { epoch: 0, ..*b }
-}
-
-/// What is in `now` and not in `then`, and the other way round.
-fn difference<K: Ord + Clone, V: Clone>(
-    now: BTreeMap<K, V>,
-    then: &BTreeMap<K, V>,
-    same: impl Fn(&V, &V) -> bool,
-) -> BTreeMap<K, Option<V>> {
-    let mut out = BTreeMap::new();
-    for key in then.keys() {
-        if !now.contains_key(key) {
-            out.insert(key.clone(), None);
-        }
-    }
-    for (key, value) in now {
-        if then.get(&key).is_none_or(|old| !same(old, &value)) {
-            out.insert(key, Some(value));
-        }
-    }
-    out
-}
-
 impl Enforcement {
-    /// Renumbers what the first update made, and cuts its delta down to what differs from the maps.
+    /// Renumbers what the first update made, and makes its delta the whole of it; the plan finds the
+    /// difference.
     pub(super) fn take_over(&mut self, contents: &Contents, delta: &mut Delta) {
         let mut rules: BTreeMap<u32, BTreeMap<Bits<RuleKey>, Verdict>> = BTreeMap::new();
         for (key, verdict) in &contents.rules {
@@ -184,7 +162,7 @@ impl Enforcement {
         let (taken, leaving) = leave(&sets, &used_sets);
         self.sets.numbers.restore(1, &taken, &leaving);
 
-        self.whole(contents, delta);
+        self.whole(delta);
         self.bridge(contents, &leaving, &rules, delta);
     }
 
@@ -352,68 +330,54 @@ impl Enforcement {
         }
     }
 
-    /// The difference between everything compiled and the maps.
-    fn whole(&self, contents: &Contents, delta: &mut Delta) {
-        let addresses = self
-            .addresses
-            .iter()
-            .map(|(ip, known)| (Address::from(*ip), known.entry))
-            .collect();
-        delta.addresses = difference(addresses, &contents.addresses, PartialEq::eq);
-        let prefixes = self
-            .trie
-            .iter()
-            .map(|(key, identity)| {
-                let bits = Bits {
-                    length: key.length,
-                    data: key.prefix,
-                };
-                let identity = identity.unwrap_or(IDENTITY_UNKNOWN);
-                (bits, PrefixEntry { identity, _zero: 0 })
-            })
-            .collect();
-        delta.prefixes = difference(prefixes, &contents.prefixes, PartialEq::eq);
-        let words = self
-            .words
-            .iter()
-            .map(|(identity, group)| {
-                let entry = GroupEntry {
-                    group: *group,
-                    _zero: 0,
-                };
-                (*identity, entry)
-            })
-            .collect();
-        delta.groups = difference(words, &contents.groups, PartialEq::eq);
-        let mut rules = BTreeMap::new();
+    /// Everything that is compiled, under the numbers that it has now.
+    fn whole(&self, delta: &mut Delta) {
+        *delta = Delta {
+            frontends: std::mem::take(&mut delta.frontends),
+            pools: std::mem::take(&mut delta.pools),
+            ..Delta::default()
+        };
+        for (ip, known) in &self.addresses {
+            delta
+                .addresses
+                .insert(Address::from(*ip), Some(known.entry));
+        }
+        for (key, identity) in &self.trie {
+            let bits = Bits {
+                length: key.length,
+                data: key.prefix,
+            };
+            let identity = identity.unwrap_or(IDENTITY_UNKNOWN);
+            let entry = PrefixEntry { identity, _zero: 0 };
+            delta.prefixes.insert(bits, Some(entry));
+        }
+        for (identity, group) in &self.words {
+            let entry = GroupEntry {
+                group: *group,
+                _zero: 0,
+            };
+            delta.groups.insert(*identity, Some(entry));
+        }
         for (number, set) in &self.sets.all {
             if set.state == State::Waiting {
                 continue;
             }
-            rules.extend(set.entries(*number, None));
-            for (group, content) in &self.groups.all {
-                if !content.refused {
-                    rules.extend(set.entries(*number, Some((*group, &content.key))));
+            let groups = self.groups.all.iter().filter(|(_, group)| !group.refused);
+            let groups = groups.map(|(group, content)| Some((*group, &content.key)));
+            for group in groups.chain([None]) {
+                for (key, verdict) in set.entries(*number, group) {
+                    delta.rules.insert(key, Some(verdict));
                 }
             }
         }
-        delta.rules = difference(rules, &contents.rules, PartialEq::eq);
-        let mut pods = BTreeMap::new();
-        let mut links = BTreeMap::new();
         for (ifindex, link) in &self.links {
             if let (Some(slot), Some(spec)) = (link.slot, link.spec) {
-                pods.insert(slot, spec);
-                links.insert(*ifindex, LinkEntry { slot, _zero: 0 });
+                delta.pods.insert(slot, Some(spec));
+                delta
+                    .links
+                    .insert(*ifindex, Some(LinkEntry { slot, _zero: 0 }));
             }
         }
-        let used: BTreeMap<u32, Pod> = contents
-            .pods
-            .iter()
-            .filter(|(_, pod)| !same_but_epoch(pod, &Pod::default()))
-            .map(|(slot, pod)| (*slot, *pod))
-            .collect();
-        delta.pods = difference(pods, &used, same_but_epoch);
-        delta.links = difference(links, &contents.links, PartialEq::eq);
     }
 
     /// Pods point to the sets of before the restart until the delta's last step, and those sets do not know the groups that

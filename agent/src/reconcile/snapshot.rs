@@ -1,10 +1,12 @@
 //! What the loop shows of itself.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use agent_common::{backend_state, limits, pod_flag};
 
+use crate::compile::RuleName;
 use crate::datapath::Contents;
 use crate::desired::Desired;
 use crate::local::Local;
@@ -52,6 +54,8 @@ pub struct Snapshot {
     pub kinds: BTreeMap<Kind, KindState>,
     /// Whether the node's own state is known.
     pub local_known: bool,
+    /// InternalIPs of this node, as its object says.
+    pub internal_ips: Vec<IpAddr>,
     /// What is not in force as asked, sorted.
     pub problems: Vec<Problem>,
     /// Objects that sources could not take.
@@ -77,6 +81,8 @@ pub struct State {
     pub desired: Desired,
     /// What they say.
     pub contents: Contents,
+    /// What the numbers of verdicts stand for.
+    pub rules: BTreeMap<u32, RuleName>,
 }
 
 /// Entries in use and capacity, of the maps that the agent writes.

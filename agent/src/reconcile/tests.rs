@@ -28,8 +28,22 @@ impl Compile for ServicesOnly {
         compiled
     }
 
-    fn adopt(&mut self, _contents: &Contents) -> bool {
-        false
+    fn adopt(&mut self, _contents: &Contents) {}
+
+    fn rules(&self) -> BTreeMap<u32, RuleName> {
+        BTreeMap::new()
+    }
+}
+
+/// Attaches nothing.
+struct Nowhere;
+
+impl Attach for Nowhere {
+    fn attach(
+        &mut self,
+        _local: &Local,
+    ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Vec::new())
     }
 }
 
@@ -79,7 +93,8 @@ async fn nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again
         Box::new(ServicesOnly(Services::default())),
         Box::new(datapath),
         &[Kind::Service, Kind::EndpointSlice],
-        Box::new(|| Ok(())),
+        Box::new(Nowhere),
+        intern("n0"),
     );
     let (events, received) = mpsc::channel(16);
     let (_local, local) = watch::channel(Some(Arc::new(Local::default())));

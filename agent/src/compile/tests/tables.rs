@@ -176,3 +176,43 @@ pub(super) fn writes(delta: &Delta) -> Vec<Delta> {
     }));
     out
 }
+
+fn same_but_epoch(a: &agent_common::Pod, b: &agent_common::Pod) -> bool {
+    let without = |pod: &agent_common::Pod| agent_common::Pod { epoch: 0, ..*pod };
+    without(a) == without(b)
+}
+
+/// What is in `now` and not in `then`, and the other way round.
+fn difference<K: Ord + Clone, V: Clone>(
+    now: BTreeMap<K, V>,
+    then: &BTreeMap<K, V>,
+    same: impl Fn(&V, &V) -> bool,
+) -> BTreeMap<K, Option<V>> {
+    let mut out = BTreeMap::new();
+    for key in then.keys() {
+        if !now.contains_key(key) {
+            out.insert(key.clone(), None);
+        }
+    }
+    for (key, value) in now {
+        if then.get(&key).is_none_or(|old| !same(old, &value)) {
+            out.insert(key, Some(value));
+        }
+    }
+    out
+}
+
+/// What a first delta, which is the whole, changes of what the maps hold.
+pub(super) fn against(then: &Desired, delta: &Delta) -> Delta {
+    let mut now = Desired::default();
+    now.merge(delta);
+    Delta {
+        addresses: difference(now.addresses, &then.addresses, PartialEq::eq),
+        prefixes: difference(now.prefixes, &then.prefixes, PartialEq::eq),
+        groups: difference(now.groups, &then.groups, PartialEq::eq),
+        rules: difference(now.rules, &then.rules, PartialEq::eq),
+        pods: difference(now.pods, &then.pods, same_but_epoch),
+        links: difference(now.links, &then.links, PartialEq::eq),
+        ..Delta::default()
+    }
+}
