@@ -104,8 +104,6 @@ pub(crate) struct Actor {
     pub(crate) server: Server,
     /// The pod.
     pub(crate) pod: Pod,
-    /// Its manifest.
-    pub(crate) object: Value,
 }
 
 /// The stage. What is removed first stands first.
@@ -148,15 +146,9 @@ impl Scene {
                 role.namespace,
                 &[("team", role.namespace)],
             ))?;
-            let object = manifests::pod(&pod, &role.labels, &role.ports);
-            dir.put(&object)?;
+            dir.put(&manifests::pod(&pod, &role.labels, &role.ports))?;
             let server = Server::on_ports(pod.netns(), role.name, &pod.addresses(), &PORTS)?;
-            let actor = Actor {
-                server,
-                pod,
-                object,
-            };
-            actors.insert(role.name.to_owned(), actor);
+            actors.insert(role.name.to_owned(), Actor { server, pod });
         }
         let world = [IpAddr::from(Wire::WORLD_V4), IpAddr::from(Wire::WORLD_V6)];
         let world = Server::on_ports(lab.wire().netns(), "world", &world, &PORTS)?;
