@@ -7,8 +7,16 @@
 //! netlink (local veths, addresses, routes) ──────┘                   └─> observe ─> metrics, flows, CLI
 //! ```
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")
+)]
+
+pub mod admin;
+pub mod cli;
 pub mod datapath;
 pub mod desired;
 pub mod local;
 pub mod model;
+pub mod observe;
 pub mod source;
