@@ -52,7 +52,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// How to print: text for people, json for programs (its field names are a contract)
-    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     pub output: Output,
 }
 
@@ -138,7 +144,9 @@ pub struct FlowArgs {
 
 fn object(text: &str) -> Result<String, String> {
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.contains('/') => Ok(text.to_owned()),
+        Some((namespace, name)) if !namespace.is_empty() && !name.contains('/') => {
+            Ok(text.to_owned())
+        }
         _ => Err("write NAMESPACE/NAME, or NAMESPACE/ for all of a namespace".to_owned()),
     }
 }

@@ -1,7 +1,14 @@
 //! Where cluster state comes from. Every source speaks in [`Event`]s, through one channel; the reconciler owns the cluster.
 
+mod kube;
+mod manifests;
+mod objects;
+
 use std::fmt;
 use std::time::SystemTime;
+
+pub use self::kube::{ClientError, KubeSource, client_from};
+pub use self::manifests::ManifestSource;
 
 use tokio::sync::mpsc;
 
@@ -16,6 +23,8 @@ pub enum Event {
     Delete(ObjectId),
     /// An object cannot be taken as it is. What it replaces stays in force; a good version or its deletion ends the rejection.
     Rejected(Rejected),
+    /// The rejection of what [`Rejected::object`] names so, and that has no id (a file), is over.
+    Mended(String),
     /// Something worth telling an operator that is no error (a kind that is skipped, a policy that selects nothing).
     Notice(Rejected),
     /// Everything of a kind that exists at the source has been told.

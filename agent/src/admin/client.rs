@@ -34,7 +34,9 @@ pub enum ClientError {
     #[error("the agent at {0} does not answer: it is stopped or overloaded")]
     Silent(PathBuf),
     /// The answer is none.
-    #[error("the agent at {path} answered something that this sluice does not understand ({source}): are they of the same version?")]
+    #[error(
+        "the agent at {path} answered something that this sluice does not understand ({source}): are they of the same version?"
+    )]
     Strange {
         /// The socket.
         path: PathBuf,
@@ -107,8 +109,12 @@ impl Client {
     ) -> Result<(T, BufReader<UnixStream>), ClientError> {
         let failed = |e| ClientError::io(&self.path, e);
         let mut stream = UnixStream::connect(&self.path).map_err(failed)?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-        stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(ANSWER_WITHIN))
+            .map_err(failed)?;
+        stream
+            .set_write_timeout(Some(ANSWER_WITHIN))
+            .map_err(failed)?;
         let mut line = serde_json::to_vec(request).map_err(|source| self.strange(source))?;
         line.push(b'\n');
         // An agent without a place for us answers and closes before it reads: what it said counts.

@@ -98,7 +98,8 @@ async fn serve(stream: UnixStream, provider: &dyn Provider) -> io::Result<()> {
         Ok(Err(e)) => return Err(e),
         Ok(Ok(0)) => return Ok(()),
         Ok(Ok(_)) if !text.ends_with('\n') => {
-            let text = format!("the request is longer than {MAX_REQUEST} bytes, or its line does not end");
+            let text =
+                format!("the request is longer than {MAX_REQUEST} bytes, or its line does not end");
             return say(&mut writer, error(&text)).await;
         }
         Ok(Ok(_)) => {}
@@ -106,11 +107,20 @@ async fn serve(stream: UnixStream, provider: &dyn Provider) -> io::Result<()> {
     let request = match serde_json::from_str::<Request>(&text) {
         Ok(request) => request,
         Err(e) => {
-            let text = format!("this agent ({}) does not know the request: {e}", crate::observe::VERSION);
+            let text = format!(
+                "this agent ({}) does not know the request: {e}",
+                crate::observe::VERSION
+            );
             return say(&mut writer, error(&text)).await;
         }
     };
-    answer(&request, provider, reader.into_inner().into_inner(), &mut writer).await
+    answer(
+        &request,
+        provider,
+        reader.into_inner().into_inner(),
+        &mut writer,
+    )
+    .await
 }
 
 async fn answer(
@@ -138,7 +148,10 @@ async fn answer(
         }
         Request::Policies { namespace: n } => {
             let (n, summary) = (namespace(n), provider.summary());
-            document(writer, state, move |s| PolicyList::build(&summary, s, n.as_deref())).await
+            document(writer, state, move |s| {
+                PolicyList::build(&summary, s, n.as_deref())
+            })
+            .await
         }
         Request::Flows(flows) => watch::serve(flows, provider, state, reader, writer).await,
     }

@@ -21,10 +21,14 @@ pub enum SocketError {
     #[error("another agent answers at {0}: stop it, or give this one its own with --socket")]
     Taken(PathBuf),
     /// Something else lies there.
-    #[error("{0} is there already and is no socket: remove it, or choose another path with --socket")]
+    #[error(
+        "{0} is there already and is no socket: remove it, or choose another path with --socket"
+    )]
     NoSocket(PathBuf),
     /// The system refused.
-    #[error("cannot {what} {path}: {source}; check that the directory may be written to, or choose another path with --socket")]
+    #[error(
+        "cannot {what} {path}: {source}; check that the directory may be written to, or choose another path with --socket"
+    )]
     Io {
         /// What was tried.
         what: &'static str,
@@ -61,12 +65,15 @@ impl Listening {
         }
         let lock = lock(path)?;
         remove_stale(path)?;
-        let socket = UnixSocket::new_stream().map_err(SocketError::io("make a socket for", path))?;
+        let socket =
+            UnixSocket::new_stream().map_err(SocketError::io("make a socket for", path))?;
         socket.bind(path).map_err(SocketError::io("bind", path))?;
         // Before it listens: until then nobody can connect, whatever the umask made of the mode.
         fs::set_permissions(path, fs::Permissions::from_mode(MODE))
             .map_err(SocketError::io("set the mode of", path))?;
-        let listener = socket.listen(BACKLOG).map_err(SocketError::io("listen at", path))?;
+        let listener = socket
+            .listen(BACKLOG)
+            .map_err(SocketError::io("listen at", path))?;
         let file = fs::symlink_metadata(path).map_err(SocketError::io("look at", path))?;
         Ok(Self {
             listener,

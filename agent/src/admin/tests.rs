@@ -49,7 +49,9 @@ async fn with_client<T: Send + 'static>(
     ask: impl FnOnce(Client) -> T + Send + 'static,
 ) -> T {
     let client = Client::new(path);
-    tokio::task::spawn_blocking(move || ask(client)).await.unwrap()
+    tokio::task::spawn_blocking(move || ask(client))
+        .await
+        .unwrap()
 }
 
 fn flows(allowed: bool, last: usize) -> FlowRequest {
@@ -87,14 +89,23 @@ async fn flows_are_those_kept_and_then_those_that_come() {
     let served = serve();
     served.shop.hub.publish(fixture::drop_event());
     served.shop.hub.publish(fixture::reject_event());
-    let (list, mut stream) = with_client(&served.path, |c| c.watch(&flows(false, 1)).unwrap()).await;
+    let (list, mut stream) =
+        with_client(&served.path, |c| c.watch(&flows(false, 1)).unwrap()).await;
     assert_eq!(list.flows.len(), 1);
     assert_eq!(list.flows[0].kind, FlowKind::Reject, "the last one");
     served.shop.hub.publish(fixture::allow_event());
     served.shop.hub.publish(fixture::drop_event());
-    let line = tokio::task::spawn_blocking(move || stream.next_line().unwrap()).await.unwrap();
-    let FlowLine::Event(event) = line else { panic!("{line:?}") };
-    assert_eq!(event.kind, FlowKind::Drop, "allowed flows were not asked for");
+    let line = tokio::task::spawn_blocking(move || stream.next_line().unwrap())
+        .await
+        .unwrap();
+    let FlowLine::Event(event) = line else {
+        panic!("{line:?}")
+    };
+    assert_eq!(
+        event.kind,
+        FlowKind::Drop,
+        "allowed flows were not asked for"
+    );
     assert_eq!(event.source.name.as_deref(), Some("other/stranger"));
 }
 
@@ -134,7 +145,11 @@ async fn a_slow_client_loses_events_and_is_told_how_many() {
         while seen + lost < EVENTS {
             match stream.next_line().unwrap() {
                 FlowLine::Event(event) => {
-                    assert_eq!(u64::from(event.length), seen + lost, "none is missing without a word");
+                    assert_eq!(
+                        u64::from(event.length),
+                        seen + lost,
+                        "none is missing without a word"
+                    );
                     seen += 1;
                 }
                 FlowLine::Lost(l) if l.at == LostAt::Client => lost += l.events,
@@ -154,11 +169,16 @@ async fn the_end_of_the_agent_is_told() {
     let (_, mut stream) = with_client(&served.path, |c| c.watch(&flows(false, 0)).unwrap()).await;
     served.task.abort();
     drop(served.task.await);
-    let gone = tokio::task::spawn_blocking(move || stream.next_line()).await.unwrap();
+    let gone = tokio::task::spawn_blocking(move || stream.next_line())
+        .await
+        .unwrap();
     assert!(matches!(gone, Err(ClientError::Gone(_))), "{gone:?}");
     assert!(!served.path.exists(), "the socket went with the server");
     let asked = with_client(&served.path, |c| c.ask::<Status>(&Request::Status)).await;
-    assert!(matches!(asked, Err(ClientError::NotRunning(_))), "{asked:?}");
+    assert!(
+        matches!(asked, Err(ClientError::NotRunning(_))),
+        "{asked:?}"
+    );
 }
 
 #[tokio::test]
@@ -168,7 +188,10 @@ async fn a_dead_agents_socket_is_replaced() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "as kill -9 leaves it");
     let asked = with_client(&path, |c| c.ask::<Status>(&Request::Status)).await;
-    assert!(matches!(asked, Err(ClientError::NotRunning(_))), "{asked:?}");
+    assert!(
+        matches!(asked, Err(ClientError::NotRunning(_))),
+        "{asked:?}"
+    );
     let server = Server::bind(&path).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -180,7 +203,10 @@ async fn a_dead_agents_socket_is_replaced() {
 async fn a_living_agents_socket_is_refused() {
     let served = serve();
     let second = Server::bind(&served.path).unwrap_err();
-    assert!(matches!(&second, SocketError::Taken(p) if *p == served.path), "{second}");
+    assert!(
+        matches!(&second, SocketError::Taken(p) if *p == served.path),
+        "{second}"
+    );
     assert!(!second.to_string().contains('\n'));
     with_client(&served.path, |c| c.ask::<Status>(&Request::Status).unwrap()).await;
     // Somebody who keeps no lock is left alone too.
@@ -214,7 +240,9 @@ async fn raw(path: &std::path::Path, bytes: Vec<u8>) -> String {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || {
         let mut stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         drop(stream.write_all(&bytes));
         drop(stream.shutdown(std::net::Shutdown::Write));
         let mut text = String::new();
@@ -253,13 +281,21 @@ async fn one_client_too_many_is_told_so_and_the_others_stay() {
         streams.push(with_client(&path, |c| c.watch(&flows(false, 0)).unwrap()).await);
     }
     let refused = with_client(&path, |c| c.ask::<Status>(&Request::Status)).await;
-    assert!(matches!(&refused, Err(ClientError::Refused(text)) if text.contains("32 clients")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ClientError::Refused(text)) if text.contains("32 clients")),
+        "{refused:?}"
+    );
     streams.pop();
     // The place is free as soon as the server has seen the client go, which nothing tells from outside.
-    while with_client(&path, |c| c.ask::<Status>(&Request::Status)).await.is_err() {}
+    while with_client(&path, |c| c.ask::<Status>(&Request::Status))
+        .await
+        .is_err()
+    {}
     served.shop.hub.publish(fixture::drop_event());
     let (_, mut first) = streams.swap_remove(0);
-    let line = tokio::task::spawn_blocking(move || first.next_line().unwrap()).await.unwrap();
+    let line = tokio::task::spawn_blocking(move || first.next_line().unwrap())
+        .await
+        .unwrap();
     assert!(matches!(line, FlowLine::Event(e) if e.kind == FlowKind::Drop));
     assert_eq!(fixture::drop_event().kind, event_kind::DROP);
 }
@@ -267,7 +303,11 @@ async fn one_client_too_many_is_told_so_and_the_others_stay() {
 #[tokio::test]
 async fn only_what_is_asked_for_comes() {
     let served = serve();
-    for event in [fixture::drop_event(), fixture::reject_event(), fixture::audit_event()] {
+    for event in [
+        fixture::drop_event(),
+        fixture::reject_event(),
+        fixture::audit_event(),
+    ] {
         served.shop.hub.publish(event);
     }
     let request = FlowRequest {
@@ -278,7 +318,14 @@ async fn only_what_is_asked_for_comes() {
         },
         ..FlowRequest::default()
     };
-    let list = with_client(&served.path, move |c| c.ask::<FlowList>(&Request::Flows(request)).unwrap()).await;
-    let reasons: Vec<_> = list.flows.iter().filter_map(|f| f.reason.as_deref()).collect();
+    let list = with_client(&served.path, move |c| {
+        c.ask::<FlowList>(&Request::Flows(request)).unwrap()
+    })
+    .await;
+    let reasons: Vec<_> = list
+        .flows
+        .iter()
+        .filter_map(|f| f.reason.as_deref())
+        .collect();
     assert_eq!(reasons, ["no-endpoint"]);
 }

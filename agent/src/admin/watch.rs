@@ -63,7 +63,10 @@ impl Unreported {
         for (at, count, seen) in &mut self.seen {
             let now = total(summary, *count);
             if now > *seen {
-                lost.push(Lost { events: now - *seen, at: *at });
+                lost.push(Lost {
+                    events: now - *seen,
+                    at: *at,
+                });
             }
             *seen = now;
         }
@@ -73,7 +76,9 @@ impl Unreported {
 
 fn total(summary: &Summary, wanted: Count) -> u64 {
     let mut counts = summary.counters.counts.iter();
-    counts.find(|(count, _)| *count == wanted).map_or(0, |(_, n)| *n)
+    counts
+        .find(|(count, _)| *count == wanted)
+        .map_or(0, |(_, n)| *n)
 }
 
 pub(super) async fn serve(

@@ -15,7 +15,12 @@ pub struct AgentArgs {
     pub node_name: String,
 
     /// Take objects from a directory of manifests (YAML or JSON, subfolders too), and follow its changes
-    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", help_heading = "Source")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "kubeconfig",
+        help_heading = "Source"
+    )]
     pub manifests: Option<PathBuf>,
     /// Take objects from the API server that this kubeconfig names; without it and --manifests, from the one of the
     /// cluster that the agent runs in
@@ -23,16 +28,31 @@ pub struct AgentArgs {
     pub kubeconfig: Option<PathBuf>,
 
     /// Directory on a bpffs for maps, programs and links, which outlive the agent
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice", help_heading = "Datapath")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/sluice",
+        help_heading = "Datapath"
+    )]
     pub pin_root: PathBuf,
     /// cgroup v2 whose processes' own connections to services are balanced; by default the root of the cgroup2 mount
     #[arg(long, value_name = "DIR", help_heading = "Datapath")]
     pub cgroup: Option<PathBuf>,
     /// Uplinks, instead of those found by the node's addresses and default routes
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', help_heading = "Datapath")]
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        help_heading = "Datapath"
+    )]
     pub devices: Vec<String>,
     /// How programs are attached: tcx needs Linux 6.6; auto takes it where it is there
-    #[arg(long, value_name = "MODE", default_value = "auto", help_heading = "Datapath")]
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "auto",
+        help_heading = "Datapath"
+    )]
     pub attach: AttachFlag,
     /// Connections that are tracked at a time; each takes two entries of the map conntrack, and as many more connections
     /// may wait for their first answer as half of this. A map that is pinned already keeps its size
@@ -46,20 +66,41 @@ pub struct AgentArgs {
     pub conntrack_max: u32,
 
     /// What an ipBlock matches: literal, what its CIDR says; cilium, never pods, nodes or this host
-    #[arg(long, value_name = "MODE", default_value = "literal", help_heading = "Policy")]
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "literal",
+        help_heading = "Policy"
+    )]
     pub ip_block_mode: IpBlockFlag,
     /// What holds for a pod link whose pod no source has told of yet
-    #[arg(long, value_name = "VERDICT", default_value = "allow", help_heading = "Policy")]
+    #[arg(
+        long,
+        value_name = "VERDICT",
+        default_value = "allow",
+        help_heading = "Policy"
+    )]
     pub unknown_pod: UnknownPodFlag,
 
     /// Serve Prometheus metrics at this address (such as 127.0.0.1:9966), path /metrics; by default they are not served
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Observability")]
     pub metrics_address: Option<SocketAddr>,
     /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,sluice::source=debug
-    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info", help_heading = "Observability")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "RUST_LOG",
+        default_value = "info",
+        help_heading = "Observability"
+    )]
     pub log_filter: String,
     /// How log lines are written, to standard error
-    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Observability")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Observability"
+    )]
     pub log_format: Format,
 }
 

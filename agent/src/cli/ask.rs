@@ -100,7 +100,10 @@ fn watch(
         return print(client, &Request::Flows(request), output, out, render);
     }
     let (list, mut stream) = client.watch(&request)?;
-    let mut lines = list.flows.into_iter().map(|event| FlowLine::Event(Box::new(event)));
+    let mut lines = list
+        .flows
+        .into_iter()
+        .map(|event| FlowLine::Event(Box::new(event)));
     loop {
         let line = match lines.next() {
             Some(line) => line,

@@ -15,7 +15,7 @@ pub struct Node {
     pub external_ips: Vec<IpAddr>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Text>,
-    /// The node is being deleted (taint `ToBeDeletedByClusterAutoscaler`, KEP-3836).
+    /// The node is being deleted (taint `ToBeDeletedByClusterAutoscaler`, KEP-3836, or a deletion timestamp).
     pub leaving: bool,
 }
 

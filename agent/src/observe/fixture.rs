@@ -14,9 +14,12 @@ use futures::future::BoxFuture;
 
 use super::flows::{FlowHub, Record};
 use super::state::*;
+use crate::compile::{IpBlockMode, RuleName, UnknownPod};
 use crate::desired::{BackendSpec, Desired, EndpointSet, Frontend, Pool, PoolKey};
 use crate::local::{Local, PodLink};
 use crate::model::*;
+use crate::problem::Problem;
+use crate::reconcile;
 use crate::source::Rejected;
 
 /// 2026-11-21T14:41:05Z.
@@ -154,8 +157,14 @@ fn cluster() -> Cluster {
     add(Object::Pod(Arc::new(waiting)));
     add(Object::Service(Arc::new(service("backend", 10))));
     add(Object::Service(Arc::new(service("empty", 30))));
-    add(Object::NetworkPolicy(Arc::new(policy("backend-ingress", "backend", false))));
-    add(Object::NetworkPolicy(Arc::new(policy("orphan", "nobody", true))));
+    add(Object::NetworkPolicy(Arc::new(policy(
+        "backend-ingress",
+        "backend",
+        false,
+    ))));
+    add(Object::NetworkPolicy(Arc::new(policy(
+        "orphan", "nobody", true,
+    ))));
     cluster
 }
 
@@ -207,15 +216,28 @@ fn desired(cluster: &Cluster) -> Desired {
             continue;
         }
         let ifindex = u32::from(last);
-        let isolated = SetWord { set: 3, flags: set_flag::ISOLATED };
+        let isolated = SetWord {
+            set: 3,
+            flags: set_flag::ISOLATED,
+        };
         let spec = agent_common::Pod {
             ifindex,
             flags: pod_flag::USED | pod_flag::REDIRECT,
-            ingress: if app == "backend" { isolated } else { SetWord::default() },
+            ingress: if app == "backend" {
+                isolated
+            } else {
+                SetWord::default()
+            },
             ..Default::default()
         };
         desired.pods.insert(u32::from(slot), spec);
-        desired.links.insert(ifindex, LinkEntry { slot: u32::from(slot), _zero: 0 });
+        desired.links.insert(
+            ifindex,
+            LinkEntry {
+                slot: u32::from(slot),
+                _zero: 0,
+            },
+        );
         for address in addresses(last).map(Address::from) {
             let entry = AddressEntry {
                 identity: u32::from(last / 10),
@@ -235,7 +257,11 @@ fn backends(family: Family) -> BTreeMap<(IpAddr, u16), BackendSpec> {
     for last in [31, 32, 33] {
         let address = addresses(last)[usize::from(family == Family::V6)];
         let spec = BackendSpec {
-            state: if last == 33 { backend_state::TERMINATING } else { backend_state::SERVING },
+            state: if last == 33 {
+                backend_state::TERMINATING
+            } else {
+                backend_state::SERVING
+            },
             flags: if last == 33 { 0 } else { backend_flag::LOCAL },
             chosen: last != 33,
         };
@@ -248,7 +274,7 @@ fn backends(family: Family) -> BTreeMap<(IpAddr, u16), BackendSpec> {
 pub(crate) fn state() -> State {
     let cluster = cluster();
     let policies = ObjectKey::new("shop", "backend-ingress");
-    let rules = RuleNames::from([
+    let rules = BTreeMap::from([
         (
             RULE,
             RuleName::Rule {
@@ -265,12 +291,16 @@ pub(crate) fn state() -> State {
             },
         ),
     ]);
+    let seen = reconcile::State {
+        desired: desired(&cluster),
+        cluster,
+        local: local(),
+        rules,
+        ..Default::default()
+    };
     State {
         node: intern("node-a"),
-        desired: Arc::new(desired(&cluster)),
-        cluster: Arc::new(cluster),
-        local: Arc::new(local()),
-        rules: Arc::new(rules),
+        seen: Arc::new(seen),
     }
 }
 
@@ -281,15 +311,35 @@ pub(crate) fn summary() -> Summary {
         kind,
         synced: true,
         stale_since: (kind == Kind::Pod).then(|| at(150)),
-        reason: if kind == Kind::Pod { "/etc/sluice: No such file or directory" } else { "" }.to_owned(),
+        reason: if kind == Kind::Pod {
+            "/etc/sluice: No such file or directory"
+        } else {
+            ""
+        }
+        .to_owned(),
     };
-    let pod = |ifindex| AttachedTo::Pod { interface: format!("veth{ifindex}"), ifindex };
+    let pod = |ifindex| AttachedTo::Pod {
+        interface: format!("veth{ifindex}"),
+        ifindex,
+    };
     let attached = |to, hook, mode| Attachment { to, hook, mode };
-    let uplink = AttachedTo::Uplink { interface: "eth0".to_owned(), ifindex: 2 };
-    let cgroup = AttachedTo::Cgroup { path: "/sys/fs/cgroup".into() };
+    let uplink = AttachedTo::Uplink {
+        interface: "eth0".to_owned(),
+        ifindex: 2,
+    };
+    let cgroup = AttachedTo::Cgroup {
+        path: "/sys/fs/cgroup".into(),
+    };
     let told = |kind: Kind, name: &str, reason: &str| {
-        let id = ObjectId { kind, key: ObjectKey::new("shop", name) };
-        Rejected { object: id.to_string(), id: Some(id), reason: reason.to_owned() }
+        let id = ObjectId {
+            kind,
+            key: ObjectKey::new("shop", name),
+        };
+        Rejected {
+            object: id.to_string(),
+            id: Some(id),
+            reason: reason.to_owned(),
+        }
     };
     Summary {
         node: intern("node-a"),
@@ -298,14 +348,22 @@ pub(crate) fn summary() -> Summary {
         ip_block_mode: IpBlockMode::Literal,
         unknown_pod: UnknownPod::Allow,
         sources: Kind::ALL.map(source).to_vec(),
-        rejected: vec![told(Kind::Service, "broken", "spec.clusterIPs[0]: `10.96.0` is no IP address")],
-        notices: vec![told(Kind::NetworkPolicy, "orphan", "selects no pod of the cluster")],
-        problems: vec![ProblemState {
-            object: "Service shop/empty".to_owned(),
-            reason: "map services is full at 4 entries".to_owned(),
-            limit: Some(("services".to_owned(), 4)),
-        }],
-        applied: Some(Applied { at: at(2), duration: Duration::from_micros(1_250), writes: 34 }),
+        rejected: vec![told(
+            Kind::Service,
+            "broken",
+            "spec.clusterIPs[0]: `10.96.0` is no IP address",
+        )],
+        notices: vec![told(
+            Kind::NetworkPolicy,
+            "orphan",
+            "selects no pod of the cluster",
+        )],
+        problems: vec![Problem::full("Service shop/empty", "services", 4)],
+        applied: Some(Applied {
+            at: at(2),
+            duration: Duration::from_micros(1_250),
+            writes: 34,
+        }),
         attached: vec![
             attached(cgroup, hook::SOCKET, AttachMode::Cgroup),
             attached(uplink, hook::FROM_UPLINK, AttachMode::Tcx),
@@ -314,16 +372,42 @@ pub(crate) fn summary() -> Summary {
             attached(pod(99), hook::FROM_POD, AttachMode::Clsact),
         ],
         maps: vec![
-            MapUse { name: "services".to_owned(), entries: 4, capacity: 131_072 },
-            MapUse { name: "conntrack".to_owned(), entries: 131_072, capacity: 262_144 },
+            MapUse {
+                name: "services".to_owned(),
+                entries: 4,
+                capacity: 131_072,
+            },
+            MapUse {
+                name: "conntrack".to_owned(),
+                entries: 131_072,
+                capacity: 262_144,
+            },
         ],
         counters: CounterState {
             drops: vec![
-                DropCount { hook: hook::FROM_POD, reason: Reason::PolicyIngress, packets: 12, bytes: 888 },
-                DropCount { hook: hook::FROM_POD, reason: Reason::Malformed, packets: 0, bytes: 0 },
-                DropCount { hook: hook::SOCKET, reason: Reason::NoEndpoint, packets: 1, bytes: 0 },
+                DropCount {
+                    hook: hook::FROM_POD,
+                    reason: Reason::PolicyIngress,
+                    packets: 12,
+                    bytes: 888,
+                },
+                DropCount {
+                    hook: hook::FROM_POD,
+                    reason: Reason::Malformed,
+                    packets: 0,
+                    bytes: 0,
+                },
+                DropCount {
+                    hook: hook::SOCKET,
+                    reason: Reason::NoEndpoint,
+                    packets: 1,
+                    bytes: 0,
+                },
             ],
-            counts: Count::ALL.iter().map(|count| (*count, *count as u64)).collect(),
+            counts: Count::ALL
+                .iter()
+                .map(|count| (*count, *count as u64))
+                .collect(),
         },
     }
 }

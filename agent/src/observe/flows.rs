@@ -185,7 +185,11 @@ mod tests {
         let Some(Watched::Record(record)) = watcher.next().await else {
             panic!("an event was published")
         };
-        assert_eq!(record.event.kind, event_kind::REJECT, "allowed flows were not asked for");
+        assert_eq!(
+            record.event.kind,
+            event_kind::REJECT,
+            "allowed flows were not asked for"
+        );
     }
 
     #[tokio::test]
@@ -224,6 +228,9 @@ mod tests {
         let earlier = Duration::from(now).saturating_sub(Duration::from_secs(5));
         let at = wall_clock(u64::try_from(earlier.as_nanos()).unwrap());
         let ago = SystemTime::now().duration_since(at).unwrap();
-        assert!(ago >= Duration::from_secs(4) && ago < Duration::from_secs(60), "{ago:?}");
+        assert!(
+            ago >= Duration::from_secs(4) && ago < Duration::from_secs(60),
+            "{ago:?}"
+        );
     }
 }

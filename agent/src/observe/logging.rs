@@ -20,7 +20,9 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter cannot be understood.
-    #[error("--log-filter {filter:?}: {source}; write a level (info), or directives (info,sluice::source=debug)")]
+    #[error(
+        "--log-filter {filter:?}: {source}; write a level (info), or directives (info,sluice::source=debug)"
+    )]
     Filter {
         /// The filter.
         filter: String,
@@ -39,7 +41,8 @@ pub enum LoggingError {
 pub fn init(filter: &str, format: Format) -> Result<(), LoggingError> {
     let colors = io::stderr().is_terminal();
     let subscriber = subscriber(filter, format, colors, io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|e| LoggingError::Twice(Box::new(e)))
+    tracing::subscriber::set_global_default(subscriber)
+        .map_err(|e| LoggingError::Twice(Box::new(e)))
 }
 
 fn subscriber<W>(
@@ -100,7 +103,10 @@ mod tests {
     #[test]
     fn text_has_level_message_and_fields() {
         let text = logged("info", Format::Text);
-        assert!(text.contains("INFO") && text.contains("rejected object=\"Service shop/web\""), "{text}");
+        assert!(
+            text.contains("INFO") && text.contains("rejected object=\"Service shop/web\""),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 1);
     }
 
@@ -114,7 +120,12 @@ mod tests {
 
     #[test]
     fn a_filter_that_is_none_is_named() {
-        let error = subscriber("info,=", Format::Text, false, io::sink).err().unwrap();
-        assert!(error.to_string().starts_with("--log-filter \"info,=\""), "{error}");
+        let error = subscriber("info,=", Format::Text, false, io::sink)
+            .err()
+            .unwrap();
+        assert!(
+            error.to_string().starts_with("--log-filter \"info,=\""),
+            "{error}"
+        );
     }
 }

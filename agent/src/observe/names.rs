@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use agent_common::{Address, ServiceKey};
 
+use crate::compile::RuleName;
 use crate::model::{Direction, ObjectKey};
 
-use super::state::{RuleName, State};
+use super::state::State;
 use super::view::{End, EndKind, RuleView, ServiceRef};
 
 /// Names things by a state.
@@ -123,11 +124,17 @@ mod tests {
             (end.kind, end.name.unwrap_or_default())
         };
         assert_eq!(name("10.244.1.10"), (EndKind::Pod, "shop/client".into()));
-        assert_eq!(name("fd00:10:244:1::31"), (EndKind::Pod, "shop/backend-1".into()));
+        assert_eq!(
+            name("fd00:10:244:1::31"),
+            (EndKind::Pod, "shop/backend-1".into())
+        );
         assert_eq!(name("192.168.50.11"), (EndKind::Host, "node-a".into()));
         assert_eq!(name("192.168.50.12"), (EndKind::Node, "node-b".into()));
         assert_eq!(name("127.0.0.1"), (EndKind::Host, String::new()));
-        assert_eq!(name("10.96.0.10"), (EndKind::Service, "shop/backend".into()));
+        assert_eq!(
+            name("10.96.0.10"),
+            (EndKind::Service, "shop/backend".into())
+        );
         assert_eq!(name("192.0.2.7"), (EndKind::Other, String::new()));
     }
 
@@ -138,7 +145,10 @@ mod tests {
         let at = "10.96.0.10".parse().unwrap();
         let tcp = agent_common::protocol::TCP;
         let named = namer.service(at, 80, tcp).unwrap();
-        assert_eq!((named.name.as_str(), named.port_name.as_deref()), ("shop/backend", Some("web")));
+        assert_eq!(
+            (named.name.as_str(), named.port_name.as_deref()),
+            ("shop/backend", Some("web"))
+        );
         assert_eq!(namer.service(at, 81, tcp).unwrap().port_name, None);
         assert_eq!(namer.service("10.244.1.10".parse().unwrap(), 80, tcp), None);
     }
@@ -150,6 +160,9 @@ mod tests {
         assert_eq!(namer.rule(0, Direction::Ingress), None);
         let gone = namer.rule(99, Direction::Egress).unwrap();
         assert!(!gone.known);
-        assert_eq!(gone.to_string(), "egress rule number 99, which no policy has any more");
+        assert_eq!(
+            gone.to_string(),
+            "egress rule number 99, which no policy has any more"
+        );
     }
 }

@@ -1,7 +1,5 @@
-//! What the agent knows of itself, as the rest of `observe` wants it. `app` fills it in from the reconciler, the datapath and
-//! the compiler, none of which is named here.
+//! What the agent knows of itself, as the rest of `observe` wants it. `app` fills it in from the reconciler and the datapath.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use agent_common::{Count, Reason};
 use futures::future::BoxFuture;
 
-use crate::desired::Desired;
-use crate::local::Local;
-use crate::model::{Cluster, Direction, Kind, ObjectKey, Text};
+use crate::compile::{IpBlockMode, UnknownPod};
+use crate::model::{Kind, Text};
+use crate::problem::Problem;
+use crate::reconcile;
 use crate::source::Rejected;
 
 use super::flows::FlowHub;
@@ -111,17 +110,6 @@ pub struct MapUse {
     pub capacity: u64,
 }
 
-/// Something that is not in force as the cluster asks (see `problem`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ProblemState {
-    /// The object: `Service default/web`.
-    pub object: String,
-    /// What is wrong, and what to do.
-    pub reason: String,
-    /// The map and its capacity in entries, where a limit was reached.
-    pub limit: Option<(String, u64)>,
-}
-
 /// Packets dropped at a hook for a reason, since the maps were made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DropCount {
@@ -144,24 +132,6 @@ pub struct CounterState {
     pub counts: Vec<(Count, u64)>,
 }
 
-/// What `--ip-block-mode` says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IpBlockMode {
-    /// An ipBlock matches what its CIDR says, pods and nodes included.
-    Literal,
-    /// An ipBlock never matches pods, nodes or this host.
-    Cilium,
-}
-
-/// What `--unknown-pod` says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UnknownPod {
-    /// A pod that no source knows yet may talk.
-    Allow,
-    /// It may not.
-    Deny,
-}
-
 /// The small picture: cheap to make, asked for by each `sluice status` and each scrape.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Summary {
@@ -182,7 +152,7 @@ pub struct Summary {
     /// Worth knowing.
     pub notices: Vec<Rejected>,
     /// What is not in force as asked.
-    pub problems: Vec<ProblemState>,
+    pub problems: Vec<Problem>,
     /// None before the first.
     pub applied: Option<Applied>,
     /// Where programs are attached.
@@ -193,43 +163,21 @@ pub struct Summary {
     pub counters: CounterState,
 }
 
-/// What a rule's number stands for.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum RuleName {
-    /// A rule of a policy.
-    Rule {
-        /// The policy.
-        policy: ObjectKey,
-        /// Its direction.
-        direction: Direction,
-        /// Place in the policy's `ingress` or `egress`, from 0.
-        index: u32,
-    },
-    /// No rule of the policies that isolate the pod in a direction.
-    Default {
-        /// Those policies, sorted.
-        policies: Vec<ObjectKey>,
-        /// The direction.
-        direction: Direction,
-    },
-}
-
-/// Names of rules by number.
-pub type RuleNames = BTreeMap<u32, RuleName>;
-
 /// The whole picture. Big, so it is asked for by people only, and shared.
 #[derive(Clone, Default, Debug)]
 pub struct State {
     /// `--node-name`.
     pub node: Text,
-    /// What the sources told.
-    pub cluster: Arc<Cluster>,
-    /// What netlink told.
-    pub local: Arc<Local>,
-    /// What the maps should say.
-    pub desired: Arc<Desired>,
-    /// What the numbers of verdicts stand for.
-    pub rules: Arc<RuleNames>,
+    /// What the loop sees.
+    pub seen: Arc<reconcile::State>,
+}
+
+impl std::ops::Deref for State {
+    type Target = reconcile::State;
+
+    fn deref(&self) -> &Self::Target {
+        &self.seen
+    }
 }
 
 /// What the admin socket and the metrics endpoint ask. Neither call may wait for an apply that is not under way already.

@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 pub use endpoints::{DirectionView, EndpointList, EndpointState, EndpointView};
 pub use flow::{FlowEvent, FlowKind, FlowList, FlowMatch, protocol_name};
 pub use policies::{PolicyList, PolicyRulesView, PolicyView};
-pub use services::{BackendState, BackendView, FrontendKind, FrontendView, ServiceList, ServiceView, WhenEmpty};
+pub use services::{
+    BackendState, BackendView, FrontendKind, FrontendView, ServiceList, ServiceView, WhenEmpty,
+};
 pub use status::{
     ApplyView, AttachedKind, AttachmentView, CountView, DropView, LimitView, MapView, ObjectCount,
     ProblemView, RejectedView, SourceView, Status,

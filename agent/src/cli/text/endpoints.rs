@@ -10,7 +10,15 @@ pub(in crate::cli) fn render(list: &EndpointList, color: Color) -> String {
     if list.endpoints.is_empty() {
         return "No pods on this node.\n".to_owned();
     }
-    let mut table = Table::new(&["POD", "STATE", "ADDRESSES", "INTERFACE", "INGRESS", "EGRESS", "IDENTITY LABELS"]);
+    let mut table = Table::new(&[
+        "POD",
+        "STATE",
+        "ADDRESSES",
+        "INTERFACE",
+        "INGRESS",
+        "EGRESS",
+        "IDENTITY LABELS",
+    ]);
     for endpoint in &list.endpoints {
         let labels = endpoint.identity_labels.iter();
         let labels: Vec<_> = labels.map(|(k, v)| format!("{k}={v}")).collect();
@@ -46,7 +54,10 @@ fn state(state: EndpointState) -> Cell {
 fn isolation(direction: &DirectionView) -> Cell {
     match (direction.isolated, direction.policies.is_empty()) {
         (false, true) => "open".into(),
-        (false, false) => Cell::tinted(format!("open; to be isolated by {}", direction.policies.join(", ")), Tint::Warn),
+        (false, false) => Cell::tinted(
+            format!("open; to be isolated by {}", direction.policies.join(", ")),
+            Tint::Warn,
+        ),
         (true, true) => Cell::tinted("isolated", Tint::Warn),
         (true, false) => format!("isolated by {}", direction.policies.join(", ")).into(),
     }

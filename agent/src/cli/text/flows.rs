@@ -31,7 +31,9 @@ fn lost_text(lost: Lost) -> String {
     let why = match lost.at {
         LostAt::Client => "they came faster than this reader reads",
         LostAt::Ring => "they came faster than the agent reads the kernel's ring",
-        LostAt::RateLimit => "beyond the programs' rate limit; the counters of `sluice status` have them",
+        LostAt::RateLimit => {
+            "beyond the programs' rate limit; the counters of `sluice status` have them"
+        }
     };
     format!("... {} events are not shown: {why}", lost.events)
 }
@@ -61,7 +63,11 @@ fn event(flow: &FlowEvent, color: Color) -> String {
         text += " (no such port)";
     }
     for rule in [&flow.egress, &flow.ingress].into_iter().flatten() {
-        let (by, allows) = if rule.known && rule.rule.is_none() { ("", " allows it") } else { ("by ", "") };
+        let (by, allows) = if rule.known && rule.rule.is_none() {
+            ("", " allows it")
+        } else {
+            ("by ", "")
+        };
         text += &format!("  {by}{rule}{allows}");
     }
     if !flow.tcp_flags.is_empty() {

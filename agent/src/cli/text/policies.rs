@@ -13,13 +13,25 @@ pub(in crate::cli) fn render(list: &PolicyList, color: Color) -> String {
     if list.policies.is_empty() {
         return "No network policies: every pod is open.\n".to_owned();
     }
-    let mut table = Table::new(&["POLICY", "INGRESS", "EGRESS", "AUDIT", "PODS", "ON THIS NODE", "NOTICES"]);
+    let mut table = Table::new(&[
+        "POLICY",
+        "INGRESS",
+        "EGRESS",
+        "AUDIT",
+        "PODS",
+        "ON THIS NODE",
+        "NOTICES",
+    ]);
     for policy in &list.policies {
         table.row(vec![
             format!("{}/{}", policy.namespace, policy.name).into(),
             rules(policy.ingress.as_ref()).into(),
             rules(policy.egress.as_ref()).into(),
-            if policy.audit { Cell::tinted("audit", Tint::Warn) } else { NONE.into() },
+            if policy.audit {
+                Cell::tinted("audit", Tint::Warn)
+            } else {
+                NONE.into()
+            },
             Cell::number(u64::try_from(policy.pods).unwrap_or(u64::MAX)),
             local(policy).into(),
             Cell::tinted(policy.notices.join("; "), Tint::Warn),

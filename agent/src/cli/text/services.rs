@@ -13,7 +13,9 @@ pub(in crate::cli) fn render(list: &ServiceList, color: Color) -> String {
     if list.services.is_empty() {
         return "No services.\n".to_owned();
     }
-    let mut table = Table::new(&["SERVICE", "ADDRESS", "PROTO", "PORT", "BACKEND", "POD", "NODE", "STATE"]);
+    let mut table = Table::new(&[
+        "SERVICE", "ADDRESS", "PROTO", "PORT", "BACKEND", "POD", "NODE", "STATE",
+    ]);
     for service in &list.services {
         rows(service, &mut table);
     }
@@ -44,7 +46,11 @@ fn rows(service: &ServiceView, table: &mut Table) {
             table.row(row);
         }
         let blank = vec![Cell::from(""); start.len()];
-        let first = if frontend.empty.is_none() { &start } else { &blank };
+        let first = if frontend.empty.is_none() {
+            &start
+        } else {
+            &blank
+        };
         for (j, backend) in frontend.backends.iter().enumerate() {
             let mut row = if j == 0 { first.clone() } else { blank.clone() };
             row.extend(backend_cells(backend));
@@ -64,7 +70,11 @@ fn address(frontend: &FrontendView) -> String {
 }
 
 fn port(frontend: &FrontendView) -> &str {
-    if frontend.port_name.is_empty() { NONE } else { &frontend.port_name }
+    if frontend.port_name.is_empty() {
+        NONE
+    } else {
+        &frontend.port_name
+    }
 }
 
 fn backend_cells(backend: &BackendView) -> [Cell; 4] {

@@ -40,8 +40,15 @@ fn head(status: &Status, now: Time, color: Color) -> String {
         color.tint(Tint::Warn, &waiting).into_owned()
     };
     let links = counted(status.unknown_pods, "pod link");
-    let verdict = if status.unknown_pod == "deny" { "denied" } else { "allowed" };
-    let objects = status.objects.iter().map(|o| format!("{} {}", o.count, o.kind));
+    let verdict = if status.unknown_pod == "deny" {
+        "denied"
+    } else {
+        "allowed"
+    };
+    let objects = status
+        .objects
+        .iter()
+        .map(|o| format!("{} {}", o.count, o.kind));
     let objects: Vec<_> = objects.collect();
     format!(
         "sluice {} on node {}: {ready}; up {}\n{}\n{links} of unknown pods ({verdict}); ipBlock mode {}\n",
@@ -74,7 +81,11 @@ fn source_state(source: &SourceView, now: Time) -> Cell {
     match (&source.stale_since, source.synced) {
         (Some(since), synced) => {
             let since = duration(now.since(*since));
-            let kept = if synced { "the last state stays in force" } else { "never synced" };
+            let kept = if synced {
+                "the last state stays in force"
+            } else {
+                "never synced"
+            };
             let reason = source.reason.as_deref().unwrap_or("no reason given");
             Cell::tinted(format!("stale for {since} ({kept}): {reason}"), Tint::Bad)
         }
@@ -92,7 +103,8 @@ fn attachments(status: &Status, color: Color) -> String {
     let mut rows: Vec<(&AttachmentView, Vec<&str>)> = Vec::new();
     for attachment in &status.attachments {
         let same = |(a, _): &&mut (&AttachmentView, Vec<&str>)| {
-            (a.ifindex, &a.cgroup, &a.mode) == (attachment.ifindex, &attachment.cgroup, &attachment.mode)
+            (a.ifindex, &a.cgroup, &a.mode)
+                == (attachment.ifindex, &attachment.cgroup, &attachment.mode)
         };
         match rows.iter_mut().find(same) {
             Some((_, hooks)) => hooks.push(&attachment.hook),
@@ -141,7 +153,11 @@ fn used(map: &MapView) -> Cell {
     #[expect(clippy::cast_precision_loss, reason = "a share for people")]
     let percent = 100.0 * map.entries as f64 / map.capacity.max(1) as f64;
     let share = format!("{percent:.1}%");
-    Cell::right(share).with(if percent >= FULL_SOON { Some(Tint::Bad) } else { None })
+    Cell::right(share).with(if percent >= FULL_SOON {
+        Some(Tint::Bad)
+    } else {
+        None
+    })
 }
 
 fn drops(status: &Status, color: Color) -> String {

@@ -74,9 +74,7 @@ pub struct EndpointView {
 pub(super) fn local_pods(state: &State) -> BTreeMap<&ObjectKey, &Pod> {
     let cluster = &state.cluster;
     let of_node = cluster.pods.values().filter(|pod| {
-        pod.node.as_ref() == Some(&state.node)
-            && !pod.host_network
-            && pod.phase == PodPhase::Live
+        pod.node.as_ref() == Some(&state.node) && !pod.host_network && pod.phase == PodPhase::Live
     });
     let routed = state.local.pods.values().flat_map(|link| &link.addresses);
     let of_link = routed.filter_map(|ip| cluster.owner(ip));
@@ -122,7 +120,10 @@ impl EndpointList {
         let mut links: BTreeMap<&ObjectKey, &PodLink> = BTreeMap::new();
         let mut unknown = Vec::new();
         for link in state.local.pods.values() {
-            let owners = link.addresses.iter().filter_map(|ip| state.cluster.owner(ip));
+            let owners = link
+                .addresses
+                .iter()
+                .filter_map(|ip| state.cluster.owner(ip));
             let mut owners = owners.peekable();
             if owners.peek().is_none() && namespace.is_none() {
                 unknown.push(of_unknown(state, link));
@@ -149,7 +150,12 @@ fn slot<'a>(state: &'a State, link: &PodLink) -> Option<(u32, &'a PodSpec)> {
     Some((slot, state.desired.pods.get(&slot)?))
 }
 
-fn of_pod(state: &State, keys: &BTreeSet<&Text>, pod: &Pod, link: Option<&PodLink>) -> EndpointView {
+fn of_pod(
+    state: &State,
+    keys: &BTreeSet<&Text>,
+    pod: &Pod,
+    link: Option<&PodLink>,
+) -> EndpointView {
     let slot = link.and_then(|link| slot(state, link));
     let known = slot.is_some_and(|(_, spec)| spec.flags & pod_flag::UNKNOWN == 0);
     let entry = pod.addresses.iter().find_map(|ip| {
@@ -157,9 +163,11 @@ fn of_pod(state: &State, keys: &BTreeSet<&Text>, pod: &Pod, link: Option<&PodLin
         (entry.slot != NO_ADDRESS_SLOT).then_some(entry)
     });
     let direction = |direction: Direction| {
-        let policies = state.cluster.policies.values().filter(|policy| {
-            policy.rules(direction).is_some() && selects(policy, pod)
-        });
+        let policies = state
+            .cluster
+            .policies
+            .values()
+            .filter(|policy| policy.rules(direction).is_some() && selects(policy, pod));
         let policies: Vec<_> = policies.map(|policy| policy.key.to_string()).collect();
         of_word(slot.map(|(_, spec)| word(spec, direction)), policies)
     };

@@ -4,8 +4,9 @@ use agent_common::hook;
 use serde::{Deserialize, Serialize};
 
 use super::{EndpointList, EndpointState};
+use crate::compile::{IpBlockMode, UnknownPod};
 use crate::model::Kind;
-use crate::observe::state::{AttachedTo, Attachment, IpBlockMode, State, Summary, UnknownPod};
+use crate::observe::state::{AttachedTo, Attachment, State, Summary};
 use crate::observe::time::Time;
 use crate::source::Rejected;
 
@@ -231,7 +232,9 @@ const fn unknown_pod_name(mode: UnknownPod) -> &'static str {
 
 fn unknown_pods(state: &State) -> usize {
     let endpoints = EndpointList::build(state, None).endpoints;
-    let unknown = endpoints.iter().filter(|e| e.state == EndpointState::UnknownPod);
+    let unknown = endpoints
+        .iter()
+        .filter(|e| e.state == EndpointState::UnknownPod);
     unknown.count()
 }
 
@@ -266,15 +269,24 @@ fn attachments(summary: &Summary, state: &State) -> Vec<AttachmentView> {
     attached.sort();
     let view = |attachment: &Attachment| {
         let (of, interface, ifindex, cgroup) = match &attachment.to {
-            AttachedTo::Pod { interface, ifindex } => {
-                (AttachedKind::Pod, Some(interface.clone()), Some(*ifindex), None)
-            }
-            AttachedTo::Uplink { interface, ifindex } => {
-                (AttachedKind::Uplink, Some(interface.clone()), Some(*ifindex), None)
-            }
-            AttachedTo::Cgroup { path } => {
-                (AttachedKind::Cgroup, None, None, Some(path.display().to_string()))
-            }
+            AttachedTo::Pod { interface, ifindex } => (
+                AttachedKind::Pod,
+                Some(interface.clone()),
+                Some(*ifindex),
+                None,
+            ),
+            AttachedTo::Uplink { interface, ifindex } => (
+                AttachedKind::Uplink,
+                Some(interface.clone()),
+                Some(*ifindex),
+                None,
+            ),
+            AttachedTo::Cgroup { path } => (
+                AttachedKind::Cgroup,
+                None,
+                None,
+                Some(path.display().to_string()),
+            ),
         };
         AttachmentView {
             of,
@@ -291,7 +303,10 @@ fn attachments(summary: &Summary, state: &State) -> Vec<AttachmentView> {
 
 fn pod_behind(state: &State, ifindex: u32) -> Option<String> {
     let link = state.local.pods.get(&ifindex)?;
-    let mut owners = link.addresses.iter().filter_map(|ip| state.cluster.owner(ip));
+    let mut owners = link
+        .addresses
+        .iter()
+        .filter_map(|ip| state.cluster.owner(ip));
     owners.next().map(|pod| pod.key.to_string())
 }
 
@@ -327,12 +342,12 @@ fn counts(summary: &Summary) -> Vec<CountView> {
 }
 
 fn problems(summary: &Summary) -> Vec<ProblemView> {
-    let view = |problem: &crate::observe::state::ProblemState| ProblemView {
+    let view = |problem: &crate::problem::Problem| ProblemView {
         object: problem.object.clone(),
         reason: problem.reason.clone(),
-        limit: problem.limit.as_ref().map(|(map, capacity)| LimitView {
-            map: map.clone(),
-            capacity: *capacity,
+        limit: problem.limit.map(|limit| LimitView {
+            map: limit.map.to_owned(),
+            capacity: u64::from(limit.capacity),
         }),
     };
     summary.problems.iter().map(view).collect()

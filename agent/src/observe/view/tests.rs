@@ -10,7 +10,10 @@ fn json<T: Serialize>(name: &str, document: &T) {
 
 #[test]
 fn status() {
-    json("status", &Status::build(&fixture::summary(), &fixture::state()));
+    json(
+        "status",
+        &Status::build(&fixture::summary(), &fixture::state()),
+    );
 }
 
 #[test]
@@ -34,7 +37,12 @@ fn flows() {
     let state = fixture::state();
     let records = fixture::records();
     let flows = records.iter().filter_map(|r| FlowEvent::build(r, &state));
-    json("flows", &FlowList { flows: flows.collect() });
+    json(
+        "flows",
+        &FlowList {
+            flows: flows.collect(),
+        },
+    );
 }
 
 #[test]
@@ -42,12 +50,23 @@ fn a_namespace_cuts_lists_down() {
     let (summary, state) = (fixture::summary(), fixture::state());
     let other = Some("other");
     let names = |list: EndpointList| -> Vec<_> {
-        list.endpoints.into_iter().map(|e| e.name.unwrap_or_default()).collect()
+        list.endpoints
+            .into_iter()
+            .map(|e| e.name.unwrap_or_default())
+            .collect()
     };
-    assert_eq!(names(EndpointList::build(&state, other)), ["stranger", "waiting"]);
+    assert_eq!(
+        names(EndpointList::build(&state, other)),
+        ["stranger", "waiting"]
+    );
     assert_eq!(ServiceList::build(&state, other).services, []);
     assert_eq!(PolicyList::build(&summary, &state, other).policies, []);
-    assert_eq!(PolicyList::build(&summary, &state, Some("shop")).policies.len(), 2);
+    assert_eq!(
+        PolicyList::build(&summary, &state, Some("shop"))
+            .policies
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -68,7 +87,13 @@ fn flows_are_matched_by_any_end_and_by_reason() {
         }
         .takes(&event)
     };
-    for object in ["other/stranger", "shop/backend", "shop/backend-1", "shop/", "other/"] {
+    for object in [
+        "other/stranger",
+        "shop/backend",
+        "shop/backend-1",
+        "shop/",
+        "other/",
+    ] {
         assert!(takes(Some(object), None), "{object}");
     }
     for object in ["shop/backend-2", "sho", "shop", "third/"] {
