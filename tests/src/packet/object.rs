@@ -82,12 +82,23 @@ pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
         .take_map("programs")
         .context("no map `programs` in the object")?;
     let mut array = ProgramArray::try_from(array)?;
+    fill(ebpf, &mut array)?;
+    Ok(array)
+}
+
+/// Fills the program array.
+///
+/// # Errors
+/// A program was not loaded, or the kernel refuses the write.
+pub fn fill(ebpf: &Ebpf, array: &mut ProgramArray<MapData>) -> Result<()> {
     for (slot, name) in PROGRAMS {
-        let program = ebpf.program(name).context("loaded above")?;
+        let program = ebpf
+            .program(name)
+            .with_context(|| format!("no program `{name}` in the object"))?;
         let program: &SchedClassifier = program.try_into()?;
         array.set(*slot, program.fd()?, 0)?;
     }
-    Ok(array)
+    Ok(())
 }
 
 /// Loads one program, whatever its type.

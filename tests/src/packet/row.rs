@@ -44,6 +44,7 @@ impl Row {
                 let run = || match World::new(*family) {
                     Ok(mut world) => {
                         (self.run)(&mut world);
+                        world.leave();
                         Ok(())
                     }
                     Err(error) => Err(format!("{error:#}")),

@@ -1,21 +1,35 @@
 //! The state that a row begins with, written to the maps as the agent would, and the programs to run on it.
 
+use std::borrow::Borrow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Config, Counter, Flow, GroupEntry, Head,
+    Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, GroupEntry, Head,
     LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Slot,
     Tuple, Verdict, address_kind, backend_state, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray, RingBuf,
+};
+use aya::util::nr_cpus;
 
 use super::address::Family;
 use super::{links, object};
 
 /// Index of the uplink among the interfaces.
 const UPLINK: usize = 0;
+
+/// Identities of pods begin behind it.
+const FIRST_IDENTITY: u32 = 100;
+
+/// Worlds that no row uses at the moment.
+fn idle() -> MutexGuard<'static, Vec<World>> {
+    static IDLE: Mutex<Vec<World>> = Mutex::new(Vec::new());
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A pod of the row.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +80,7 @@ pub struct World {
     pub(super) rules: LpmTrie<MapData, RuleKey, Verdict>,
     pub(super) counters: PerCpuArray<MapData, Counter>,
     pub(super) events: RingBuf<MapData>,
+    budget: PerCpuArray<MapData, Budget>,
     pods: Array<MapData, Pod>,
     link_slots: HashMap<MapData, u32, LinkEntry>,
     addresses: HashMap<MapData, Address, AddressEntry>,
@@ -80,16 +95,38 @@ pub struct World {
 }
 
 impl World {
-    /// A node that knows itself and another node, and nothing else.
+    /// A node that knows itself and another node, and nothing else. The verifier takes half a second for all programs, so a world
+    /// that another row has left is emptied and used again.
     ///
     /// # Errors
     /// Not root, no object, or the kernel refuses one of its programs or maps.
     pub fn new(family: Family) -> Result<Self> {
         let links = links::enter()?;
+        let left = idle().pop();
+        let mut world = match left {
+            Some(mut world) => {
+                world.empty().context("emptying the maps")?;
+                world
+            }
+            None => Self::load(links)?,
+        };
+        world.family = family;
+        world.features(0)?;
+        world.address(family.host(), address_kind::HOST, None, 1)?;
+        world.address(family.node(), address_kind::NODE, None, 2)?;
+        Ok(world)
+    }
+
+    /// Leaves the programs and maps to another row. After a panic they are better dropped.
+    pub fn leave(self) {
+        idle().push(self);
+    }
+
+    fn load(links: &'static [u32]) -> Result<Self> {
         let mut ebpf = object::open(false)?;
         let programs = object::load_classifiers(&mut ebpf)?;
-        let mut world = Self {
-            family,
+        Ok(Self {
+            family: Family::V4,
             links,
             programs,
             conntrack: HashMap::try_from(take(&mut ebpf, "conntrack")?)?,
@@ -99,6 +136,7 @@ impl World {
             rules: LpmTrie::try_from(take(&mut ebpf, "rules")?)?,
             counters: PerCpuArray::try_from(take(&mut ebpf, "counters")?)?,
             events: RingBuf::try_from(take(&mut ebpf, "events")?)?,
+            budget: PerCpuArray::try_from(take(&mut ebpf, "budget")?)?,
             pods: Array::try_from(take(&mut ebpf, "pods")?)?,
             link_slots: HashMap::try_from(take(&mut ebpf, "links")?)?,
             addresses: HashMap::try_from(take(&mut ebpf, "addresses")?)?,
@@ -110,12 +148,41 @@ impl World {
             ebpf,
             next_pool: 0,
             next_backend: 0,
-            next_identity: 100,
-        };
-        world.features(0)?;
-        world.address(family.host(), address_kind::HOST, None, 1)?;
-        world.address(family.node(), address_kind::NODE, None, 2)?;
-        Ok(world)
+            next_identity: FIRST_IDENTITY,
+        })
+    }
+
+    /// Makes every map what it was after loading, but for the counters, of which rows read what was added.
+    fn empty(&mut self) -> Result<()> {
+        clear(&mut self.conntrack)?;
+        clear(&mut self.unreplied)?;
+        clear(&mut self.link_slots)?;
+        clear(&mut self.addresses)?;
+        clear(&mut self.services)?;
+        let keys: Vec<_> = self.prefixes.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.prefixes.remove(&key)?;
+        }
+        let keys: Vec<_> = self.rules.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            self.rules.remove(&key)?;
+        }
+        zero(&mut self.groups)?;
+        zero(&mut self.pods)?;
+        zero(&mut self.heads)?;
+        zero(&mut self.slots)?;
+        zero(&mut self.backends)?;
+        zero(&mut self.config)?;
+        for index in 0..self.budget.len() {
+            let full = vec![Budget::default(); nr_cpus().map_err(|(_, error)| error)?];
+            self.budget.set(index, PerCpuValues::try_from(full)?, 0)?;
+        }
+        object::fill(&self.ebpf, &mut self.programs)?;
+        self.tell()?;
+        self.next_pool = 0;
+        self.next_backend = 0;
+        self.next_identity = FIRST_IDENTITY;
+        Ok(())
     }
 
     /// Sets [`agent_common::feature`] bits.
@@ -160,6 +227,11 @@ impl World {
             change(&mut content);
             Ok(w.pods.set(pod.slot, content, 0)?)
         });
+    }
+
+    /// Takes the slot from a pod's interface.
+    pub fn detach(&mut self, pod: &LocalPod) {
+        self.must(|w| Ok(w.link_slots.remove(&pod.ifindex)?));
     }
 
     /// Raises a pod's epoch, as the agent does when it has taken something away from the pod.
@@ -280,4 +352,19 @@ impl World {
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .with_context(|| format!("no map `{name}` in the object"))
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    for key in keys {
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
+fn zero<V: aya::Pod + Default + Borrow<V>>(map: &mut Array<MapData, V>) -> Result<()> {
+    for index in 0..map.len() {
+        map.set(index, V::default(), 0)?;
+    }
+    Ok(())
 }
