@@ -244,7 +244,7 @@ const MLD_HOPS: u8 = 1;
 /// Multicast listener discovery: query, report, done (RFC 2710), report version 2 (RFC 3810).
 #[inline(always)]
 fn listener(message: u8, hops: u8) -> bool {
-    hops == MLD_HOPS && ((message >= 130 && message <= 132) || message == 143)
+    hops == MLD_HOPS && (matches!(message, 130..=132 | 143))
 }
 
 #[inline(always)]

@@ -139,9 +139,7 @@ fn free(work: &mut Work) -> u32 {
             return 1;
         }
         let idle = now.wrapping_sub(entry.last_seen);
-        if entry.closing == 0
-            && idle <= Flow::lifetime(kind, entry.closing != 0, false)
-        {
+        if entry.closing == 0 && idle <= Flow::lifetime(kind, entry.closing != 0, false) {
             return 0;
         }
         let other = partner(entry, kind);

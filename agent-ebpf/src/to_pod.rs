@@ -1,9 +1,7 @@
 //! What reaches a pod through the stack: TC egress of the host's side of its link. Packets show what they are after
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
-use agent_common::{
-    Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol,
-};
+use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
 use aya_ebpf::programs::TcContext;
 
 use crate::{
