@@ -1,8 +1,11 @@
 //! Test tiers of Sluice that need more than one crate's own unit tests.
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
-//! [`tour`] is what `cargo xtask run` shows in it; [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd.
+//! [`tour`] is what `cargo xtask run` shows in it;
+//! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
+//! [`packet`] runs single packets through the programs.
 
 pub mod controlplane;
 pub mod lab;
+pub mod packet;
 pub mod tour;
