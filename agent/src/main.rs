@@ -51,5 +51,6 @@ fn config(cli: &Cli, args: &AgentArgs) -> Config {
             UnknownPodFlag::Deny => UnknownPod::Deny,
         },
         conntrack_max: args.conntrack_entries(),
+        metrics_address: args.metrics_address,
     }
 }
