@@ -8,7 +8,7 @@ use agent_common::{
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 
 /// The maps under a pin root.
 #[derive(Debug, Clone)]
@@ -68,6 +68,20 @@ impl Pinned {
             }
         }
         Ok(drops)
+    }
+
+    /// Whether a service's address and port are in force.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn has_service(&self, key: &ServiceKey) -> Result<bool> {
+        let services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(Map::HashMap(self.open("services")?))?;
+        match services.get(key, 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(error).context("looking a service up"),
+        }
     }
 
     /// All entries of the flows that were answered. Entries that come and go meanwhile may be missed or told twice.

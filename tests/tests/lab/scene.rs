@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use agent_common::{ServiceKey, protocol};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::Lab;
@@ -32,6 +33,10 @@ pub(crate) const SERVICE: u16 = 80;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// The Kubernetes namespace of the services that say how far the agent has come.
 const MARKS: &str = "marks";
+/// The number of that service.
+const MARK: u8 = 250;
+/// Between two looks at a map.
+const POLL: Duration = Duration::from_millis(1);
 /// The name of the node of a scene.
 pub(crate) const NODE: &str = "a";
 
@@ -230,33 +235,35 @@ impl Scene {
         self.apply([&manifests::pod(&self.actor(name)?.pod, labels, &NAMED)])
     }
 
-    /// Waits until everything that was written so far is in force: a service is written behind it, and the agent asked
-    /// for its services until it is there. Twice, because the first may be taken in before what was written with it; the
-    /// second is read when that is done.
+    /// Waits until everything that was written so far is in force. A service is written behind it, and the maps are asked for
+    /// it; three times. What the first was read with is told to the reconciler before the second is read; what the second was
+    /// applied with is applied before the third.
     pub(crate) fn settle(&self) -> Result<()> {
-        self.mark()?;
-        self.mark()
+        (0..3).try_for_each(|_| self.mark())
     }
 
     fn mark(&self) -> Result<()> {
         let number = self.marks.fetch_add(1, Ordering::Relaxed);
-        let name = format!("mark-{number}");
-        let mark = manifests::service(MARKS, &name, &vip(250), &[port(HTTP, Proto::Tcp)]);
+        let mark = ServicePort {
+            port: u16::try_from(number % u32::from(u16::MAX) + 1)?,
+            ..port(HTTP, Proto::Tcp)
+        };
+        let [address, _] = vip(MARK);
+        let service = manifests::service(MARKS, "mark", &[address], &[mark]);
         self.dir
-            .put_file("zz-mark.yaml", &serde_yaml_ng::to_string(&mark)?)?;
+            .put_file("zz-mark.yaml", &serde_yaml_ng::to_string(&service)?)?;
+        let key = ServiceKey::new(address.into(), mark.port.to_be(), protocol::TCP);
         let end = Instant::now() + DEADLINE;
-        let quoted = format!("{name}\"");
-        loop {
-            let services = self.agent.cli(&["service", "list"])?;
-            if services.to_string().contains(&quoted) {
-                return Ok(());
-            }
+        while !self.pinned().has_service(&key)? {
             ensure!(
                 Instant::now() < end,
-                "{name} is not in force after {DEADLINE:?}: {services}\n{}",
+                "what was written is not in force after {DEADLINE:?}:\n{}",
                 self.agent.log_tail()
             );
+            // Another process's map tells nobody that it changed.
+            std::thread::sleep(POLL);
         }
+        Ok(())
     }
 }
 
