@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use agent_common::{
-    Counter, Flow, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple, Verdict,
-    drop_index, hook, limits::LAYOUT,
+    Counter, Flow, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple, Verdict,
+    drop_index, hook, limits::LAYOUT, pod_flag,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 
 /// The maps under a pin root.
 #[derive(Debug, Clone)]
@@ -82,6 +82,20 @@ impl Pinned {
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(error).context("looking a service up"),
         }
+    }
+
+    /// How many of the node's pods are delivered to by peer redirect.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn redirected_pods(&self) -> Result<usize> {
+        let pods: Array<_, Pod> = Array::try_from(Map::Array(self.open("pods")?))?;
+        let mut count = 0;
+        for slot in 0..pods.len() {
+            let flags = pods.get(&slot, 0)?.flags;
+            count += usize::from(flags & pod_flag::USED != 0 && flags & pod_flag::REDIRECT != 0);
+        }
+        Ok(count)
     }
 
     /// All entries of the flows that were answered. Entries that come and go meanwhile may be missed or told twice.

@@ -1,5 +1,7 @@
 //! Delivery by peer redirect leaves out the host's side of the target's link, and with it `to_pod`. Its judgement must not.
 
+use std::time::Instant;
+
 use agent_common::{Address, Reason, flow_flag, hook, path};
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -7,10 +9,28 @@ use tests::lab::traffic::counters::Counters;
 use tests::lab::traffic::{Patience, probe};
 
 use crate::policies::on;
-use crate::scene::{HTTP, Scene, roles};
+use crate::scene::{DEADLINE, HTTP, POLL, Scene, roles};
 
 /// What the node's stack forwarded, by family.
 const FORWARDED: [&str; 2] = ["IpForwDatagrams", "Ip6OutForwDatagrams"];
+
+/// The agent learns a pod's MAC from the node's neighbour table, and redirects to and from a pod whose MAC it knows. The node
+/// speaks to each, as the kubelet's probes do, and this waits until that is in the maps.
+fn know_each_other(scene: &Scene, names: &[&str]) -> Result<()> {
+    for name in names {
+        scene.assert_allowed("node", name, HTTP)?;
+    }
+    let end = Instant::now() + DEADLINE;
+    while scene.pinned().redirected_pods()? < names.len() {
+        ensure!(
+            Instant::now() < end,
+            "not all pods are delivered to by redirect: {}",
+            scene.agent.log_tail()
+        );
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
 
 #[test]
 fn a_redirected_packet_meets_its_targets_ingress_policy() -> Result<()> {
@@ -27,6 +47,7 @@ fn a_redirected_packet_meets_its_targets_ingress_policy() -> Result<()> {
         json!({ "policyTypes": ["Egress"], "egress": [{}] }),
     );
     scene.apply([&only_client, &everywhere])?;
+    know_each_other(&scene, &["client", "stranger", "server"])?;
 
     // The allowed pair goes by redirect: its entries say so, and the node's stack forwarded nothing.
     let before = Counters::read(scene.node.netns())?;

@@ -36,7 +36,7 @@ const MARKS: &str = "marks";
 /// The number of that service.
 const MARK: u8 = 250;
 /// Between two looks at a map.
-const POLL: Duration = Duration::from_millis(1);
+pub(crate) const POLL: Duration = Duration::from_millis(1);
 /// The name of the node of a scene.
 pub(crate) const NODE: &str = "a";
 
