@@ -12,6 +12,9 @@ use aya::{Ebpf, EbpfLoader};
 /// The environment variable that names an object to test instead of the one the agent carries.
 pub const OBJECT: &str = "SLUICE_EBPF_OBJECT";
 
+/// Bytes of the ring: one page, the least there is, so that a row can fill it.
+pub const RING_BYTES: u32 = 4_096;
+
 /// Capacities for rows. LRU maps give free elements to CPUs in batches of 128, so a small one evicts early: these hold all that a row
 /// puts into them.
 const CAPACITIES: &[(&str, u32)] = &[
@@ -27,6 +30,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("slots", 256),
     ("backends", 256),
     ("pods", 64),
+    ("events", RING_BYTES),
 ];
 
 /// What a program array slot holds, by program name.
