@@ -125,6 +125,10 @@ pub fn target<T: Tables>(tables: &T, key: &ServiceKey, entry: Option<AddressEntr
             Target::Direct
         };
     };
+    if kind == address_kind::HOST && found.flags & service_flag::EXTERNAL == 0 {
+        // A ClusterIP that this host owns itself is served by a process of its own (NodeLocal DNS).
+        return Target::Direct;
+    }
     let head = tables.head(found.pool).unwrap_or_default();
     if head.count == 0 {
         return if found.flags & service_flag::DROP_WHEN_EMPTY != 0 {

@@ -29,11 +29,21 @@ fn denial(word: SetWord, otherwise: Reason) -> u32 {
     }
 }
 
+/// What a set says of a peer.
+#[inline(always)]
+fn peer(word: SetWord, address: &Address, kind: u8, port_be: u16) -> Verdict {
+    if word.flags & set_flag::ISOLATED == 0 {
+        return Verdict::OPEN;
+    }
+    lookup::judge(&Maps, word, address, Maps.address(address), kind, port_be)
+}
+
 /// Judges the flow of `work.forward`, which holds its ends after translation in `new_destination` and, in
 /// `work.forward_key.source`, the opener. Finds the ends' slots anew. Stores epochs, rules and slots in `work.forward`
 /// and the verdicts in `work`. 0: allowed; else the reason.
 ///
-/// The epoch is read before anything that it vouches for.
+/// The epoch is read before anything that it vouches for. The set is read before the peer's address and group: a change of policy writes
+/// addresses and groups first and sets last, and a new set need not know a group that is gone.
 #[inline(never)]
 pub fn judge(work: &mut Work) -> u32 {
     let opener_address: Address = work.forward_key.source;
@@ -74,14 +84,7 @@ pub fn judge(work: &mut Work) -> u32 {
         };
         let at = epoch(pod);
         let word = egress_set(pod);
-        let verdict = lookup::judge(
-            &Maps,
-            word,
-            &responder_address,
-            responder_entry,
-            kind,
-            port_be,
-        );
+        let verdict = peer(word, &responder_address, kind, port_be);
         work.egress = verdict;
         work.forward.egress.epoch = at;
         work.forward.egress.rule = verdict.rule;
@@ -95,7 +98,7 @@ pub fn judge(work: &mut Work) -> u32 {
         };
         let at = epoch(pod);
         let word = ingress_set(pod);
-        let verdict = lookup::judge(&Maps, word, &opener_address, opener_entry, kind, port_be);
+        let verdict = peer(word, &opener_address, kind, port_be);
         work.ingress = verdict;
         work.forward.ingress.epoch = at;
         work.forward.ingress.rule = verdict.rule;

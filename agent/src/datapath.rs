@@ -3,6 +3,25 @@
 //! A plan is a list of [`Write`]s, each of which is atomic for a reader: one map element, or one aligned word of an
 //! array. Nothing here decides an order; `plan` does.
 
+pub mod attach;
+pub mod cgroup;
+pub mod conntrack;
+pub mod contents;
+pub mod counters;
+pub mod events;
+pub mod faulty;
+mod grace;
+pub mod host;
+mod kernel;
+pub mod load;
+pub mod memory;
+pub mod object;
+pub mod pins;
+mod sys;
+mod words;
+
+pub use kernel::KernelDatapath;
+
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, GroupEntry, Head, LinkEntry, Pod, Prefix,
     PrefixEntry, RuleKey, ServiceEntry, ServiceKey, SetWord, Slot, Verdict,

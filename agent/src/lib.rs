@@ -7,8 +7,20 @@
 //! netlink (local veths, addresses, routes) ──────┘                   └─> observe ─> metrics, flows, CLI
 //! ```
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")
+)]
+
+pub mod app;
+pub mod compile;
 pub mod datapath;
 pub mod desired;
+pub mod dump;
 pub mod local;
 pub mod model;
+pub mod oracle;
+pub mod plan;
+pub mod problem;
+pub mod reconcile;
 pub mod source;

@@ -1,5 +1,11 @@
 //! What the node itself knows, from netlink: pod links, uplinks, the host's addresses.
 
+mod netlink;
+mod network;
+
+pub use netlink::{WatchError, Watcher, watch};
+pub use network::UplinkChoice;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

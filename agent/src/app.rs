@@ -1,0 +1,268 @@
+//! The wiring: the only module that knows every part.
+//!
+//! | thread | what runs there |
+//! | --- | --- |
+//! | the caller's | sources, netlink, events, collection, admin socket, metrics: one current-thread runtime |
+//! | `reconcile` | the loop that owns the cluster and writes maps; its writes block |
+//! | blocking pool | collection of flows by age |
+
+mod attachments;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_common::{Config as MapConfig, feature, limits};
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
+use crate::datapath::attach::{Attacher, Mode};
+use crate::datapath::conntrack::{Conntrack, Table};
+use crate::datapath::{Datapath, Write, host, load, object, pins::Pins};
+use crate::local::{self, Local, UplinkChoice};
+use crate::model::{Kind, intern};
+use crate::reconcile::{Handle, Reconciler};
+use crate::source::{self, KubeSource, ManifestSource, Source};
+
+use attachments::Attachments;
+
+/// Where cluster state comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SourceChoice {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// The Kubernetes API: a kubeconfig, or the pod's own account.
+    Kubernetes(Option<PathBuf>),
+}
+
+/// What the agent is told at its start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The node's name in the cluster.
+    pub node_name: String,
+    /// Where cluster state comes from.
+    pub source: SourceChoice,
+    /// Directory of pins in a bpffs.
+    pub pin_root: PathBuf,
+    /// Path of the admin socket.
+    pub socket: PathBuf,
+    /// The cgroup whose processes' connections are translated; None: the root of the first cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// Uplinks by name; empty: by default routes and the node's InternalIPs.
+    pub devices: Vec<String>,
+    /// How programs are attached.
+    pub attach: Mode,
+    /// What ipBlocks match.
+    pub ip_block_mode: IpBlockMode,
+    /// What holds for pods that no source knows yet.
+    pub unknown_pod: UnknownPod,
+    /// Entries of `conntrack`, two per flow.
+    pub conntrack_max: u32,
+}
+
+/// Events that may wait for the reconciler: a source that is faster is held back.
+const QUEUE: usize = 4_096;
+/// Time between two collections of flows by age: a quarter of the shortest lifetime is soon enough, and at a million entries a
+/// pass takes a fraction of it.
+const COLLECT_EVERY: Duration = Duration::from_secs(limits::UDP_UNREPLIED_SECONDS as u64 / 4);
+
+/// Runs the agent until it is told to end. The datapath stays in force.
+///
+/// # Errors
+/// One line that names what is missing and the mend.
+pub fn run(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    host::check()?;
+    let cgroup = host::cgroup(config.cgroup.as_deref())?;
+    let pins = Arc::new(Pins::open(&config.pin_root)?);
+    let sizes = object::Sizes {
+        conntrack: config.conntrack_max,
+        unreplied: config.conntrack_max / 2,
+    };
+    let mut loaded = load::load(&pins, &sizes)?;
+    loaded
+        .datapath
+        .write(&Write::Config(map_config(&config)?))?;
+    let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
+    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), cgroup);
+
+    let mut uplinks = UplinkChoice {
+        devices: config.devices.iter().cloned().collect(),
+        node_addresses: BTreeSet::new(),
+    };
+    let mut watcher = local::watch(uplinks.clone()).await?;
+    let local = shared(watcher.state());
+
+    let source = source(&config).await?;
+    let (events, received) = mpsc::channel(QUEUE);
+    let compiler = Compiler::new(Options {
+        ip_block_mode: config.ip_block_mode,
+        unknown_pod: config.unknown_pod,
+        ..Options::new(intern(&config.node_name))
+    });
+    let (reconciler, mut handle) = Reconciler::new(
+        Box::new(compiler),
+        Box::new(loaded.datapath),
+        source.kinds(),
+        Box::new(attachments),
+        intern(&config.node_name),
+    );
+    let ended = spawn_reconciler(reconciler, received, local)?;
+    let source = tokio::spawn(source.run(events));
+    let collector = tokio::spawn(collect(loaded.conntrack));
+
+    let mut ended = ended;
+    let mut stop = Stop::new()?;
+    let result = loop {
+        tokio::select! {
+            reason = stop.asked() => {
+                info!("{reason}: ending; the datapath stays in force");
+                break Ok(());
+            }
+            result = &mut ended => break match result {
+                Ok(result) => result,
+                Err(_) => Err(anyhow::anyhow!("the reconciler ended without a word; its thread panicked")),
+            },
+            error = watcher.failed() => break Err(error).context("netlink cannot be followed"),
+            changed = handle.snapshots.changed() => if changed.is_ok() {
+                follow_node(&mut handle, &watcher, &mut uplinks);
+            },
+        }
+    };
+    source.abort();
+    collector.abort();
+    result
+}
+
+/// The node's InternalIPs say which interfaces are uplinks.
+fn follow_node(handle: &mut Handle, watcher: &local::Watcher, uplinks: &mut UplinkChoice) {
+    let addresses: BTreeSet<_> = handle
+        .snapshots
+        .borrow_and_update()
+        .internal_ips
+        .iter()
+        .copied()
+        .collect();
+    if uplinks.node_addresses != addresses {
+        uplinks.node_addresses = addresses;
+        watcher.choose(uplinks.clone());
+    }
+}
+
+fn map_config(config: &Config) -> Result<MapConfig> {
+    let mut features = feature::SOCKET_HOST;
+    if config.ip_block_mode == IpBlockMode::Literal {
+        features |= feature::LITERAL;
+    }
+    if config.unknown_pod == UnknownPod::Deny {
+        features |= feature::UNKNOWN_DENY;
+    }
+    Ok(MapConfig {
+        netns_cookie: host::netns_cookie()?,
+        features,
+        layout: u64::from(limits::LAYOUT),
+    })
+}
+
+async fn source(config: &Config) -> Result<Box<dyn Source>> {
+    Ok(match &config.source {
+        SourceChoice::Manifests(directory) => Box::new(ManifestSource::new(directory.clone())),
+        SourceChoice::Kubernetes(kubeconfig) => {
+            let client = source::client_from(kubeconfig.as_deref()).await?;
+            Box::new(KubeSource::new(client))
+        }
+    })
+}
+
+/// The node's state, shared: it is whole from the first value on.
+fn shared(mut state: watch::Receiver<Local>) -> watch::Receiver<Option<Arc<Local>>> {
+    let (sender, receiver) = watch::channel(Some(Arc::new(state.borrow_and_update().clone())));
+    tokio::spawn(async move {
+        while state.changed().await.is_ok() {
+            let now = Arc::new(state.borrow_and_update().clone());
+            if sender.send(Some(now)).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Starts the reconciler on a thread of its own, in this thread's network namespace: its writes block.
+fn spawn_reconciler(
+    reconciler: Reconciler,
+    events: mpsc::Receiver<source::Event>,
+    local: watch::Receiver<Option<Arc<Local>>>,
+) -> Result<tokio::sync::oneshot::Receiver<Result<()>>> {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("cannot start the reconciler's runtime")?;
+    std::thread::Builder::new()
+        .name("reconcile".to_owned())
+        .spawn(move || {
+            let result = runtime.block_on(reconciler.run(events, local));
+            // Nobody may be waiting any more.
+            let _ = end.send(result.map_err(anyhow::Error::from));
+        })
+        .context("cannot start the reconciler's thread")?;
+    Ok(ended)
+}
+
+/// Collects flows by age, for ever.
+async fn collect(conntrack: Conntrack) {
+    let conntrack = Arc::new(conntrack);
+    let mut timer = tokio::time::interval(COLLECT_EVERY);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        for table in [Table::Unreplied, Table::Conntrack] {
+            let conntrack = Arc::clone(&conntrack);
+            match tokio::task::spawn_blocking(move || conntrack.collect(table)).await {
+                Ok(Ok(sweep)) => tracing::debug!(?table, ?sweep, "collected"),
+                Ok(Err(error)) => warn!(?table, "flows cannot be collected by age: {error}"),
+                Err(error) => warn!(?table, "collecting flows ended: {error}"),
+            }
+        }
+    }
+}
+
+/// The signals that end the agent.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot take SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot take SIGINT")?,
+        })
+    }
+
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Every kind, where a source tells of all of them.
+#[must_use]
+pub fn kinds() -> &'static [Kind] {
+    &Kind::ALL
+}

@@ -1,0 +1,136 @@
+//! Compiled services against the oracle, and step by step against from scratch.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::desired::Desired;
+use crate::model::{Endpoint, EndpointPort, EndpointSlice, Node, Protocol, ServicePort, intern};
+use crate::oracle::services::{ServiceAnswer, backends};
+
+fn options() -> ServiceOptions {
+    ServiceOptions {
+        node_name: intern("n0"),
+    }
+}
+
+fn texts(prefix: &str, bits: u8) -> Option<Vec<Text>> {
+    (bits != 0).then(|| {
+        let all = (0..3).filter(|b| bits >> b & 1 == 1);
+        all.map(|b| intern(&format!("{prefix}{b}"))).collect()
+    })
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    let hints = (0u8..6, 0u8..6);
+    (1u8..5, any::<(bool, bool, bool)>(), 0u8..3, hints).prop_map(|(last, c, node, hints)| {
+        Endpoint {
+            address: [10, 0, 0, last].into(),
+            ready: c.0,
+            serving: c.1,
+            terminating: c.2,
+            node: Some(intern(&format!("n{node}"))),
+            zone: None,
+            hint_nodes: texts("n", hints.0),
+            hint_zones: texts("z", hints.1),
+        }
+    })
+}
+
+fn object() -> impl Strategy<Value = Object> {
+    let slice = (0u8..3, 0u8..2, proptest::collection::vec(endpoint(), 0..4)).prop_map(
+        |(name, service, endpoints)| {
+            Object::EndpointSlice(Arc::new(EndpointSlice {
+                key: ObjectKey::new("d", &format!("e{name}")),
+                service: ObjectKey::new("d", &format!("s{service}")),
+                family: Family::V4,
+                endpoints,
+                ports: vec![EndpointPort {
+                    name: intern("p"),
+                    protocol: Protocol::Tcp,
+                    port: 8080,
+                }],
+            }))
+        },
+    );
+    let service = (0u8..2, 0u8..2, any::<bool>()).prop_map(|(name, ip, local)| {
+        Object::Service(Arc::new(Service {
+            key: ObjectKey::new("d", &format!("s{name}")),
+            cluster_ips: vec![[172, 16, 0, ip].into()],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports: vec![ServicePort {
+                name: intern("p"),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: 0,
+            }],
+            internal_policy: if local {
+                TrafficPolicy::Local
+            } else {
+                TrafficPolicy::Cluster
+            },
+            external_policy: TrafficPolicy::Cluster,
+            affinity_seconds: None,
+            health_check_node_port: 0,
+        }))
+    });
+    let node = proptest::option::of(0u8..3).prop_map(|zone| {
+        Object::Node(Arc::new(Node {
+            name: intern("n0"),
+            internal_ips: vec![],
+            external_ips: vec![],
+            zone: zone.map(|z| intern(&format!("z{z}"))),
+            leaving: false,
+        }))
+    });
+    prop_oneof![5 => slice, 3 => service, 1 => node]
+}
+
+fn answer(desired: &Desired, ip: [u8; 4]) -> ServiceAnswer {
+    let key = ServiceKey::new(Address::v4(ip), 80u16.to_be(), Protocol::Tcp.number());
+    let Some(frontend) = desired.frontends.get(&key) else {
+        return ServiceAnswer::NotAService;
+    };
+    let pool = desired.pools[&frontend.pool].backends.iter();
+    let set: BTreeSet<_> = pool
+        .filter(|(_, b)| b.chosen)
+        .map(|(key, _)| *key)
+        .collect();
+    match (
+        set.is_empty(),
+        frontend.flags & service_flag::DROP_WHEN_EMPTY,
+    ) {
+        (false, _) => ServiceAnswer::Backends(set),
+        (true, 0) => ServiceAnswer::NoEndpoint,
+        (true, _) => ServiceAnswer::NoLocalEndpoint,
+    }
+}
+
+proptest! {
+    #[test]
+    fn each_step_gives_what_scratch_gives_and_the_oracle_says(
+        steps in proptest::collection::vec((object(), any::<bool>()), 1..40),
+    ) {
+        let (mut cluster, mut services, mut desired) = (Cluster::default(), Services::default(), Desired::default());
+        for (object, delete) in steps {
+            let change = if delete { cluster.delete(&object.id()) } else { cluster.upsert(object) };
+            let (mut delta, mut problems) = (Delta::default(), Vec::new());
+            let changes: Vec<Change> = change.into_iter().collect();
+            services.update(&cluster, &changes, &options(), &mut delta, &mut problems);
+            desired.merge(&delta);
+            let (mut scratch, mut all, mut again) = (Desired::default(), Delta::default(), Vec::new());
+            Services::default().update(&cluster, &[], &options(), &mut all, &mut again);
+            scratch.merge(&all);
+            prop_assert_eq!(&desired, &scratch);
+            prop_assert_eq!(problems, again);
+            for last in 0..2 {
+                let ip = [172, 16, 0, last];
+                let said = backends(&cluster, "n0", ip.into(), 80, Protocol::Tcp);
+                prop_assert_eq!(answer(&desired, ip), said);
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Which interface carries which stub, and making it so.
+//!
+//! Reconciling is by what is really there, read each time: links of tcx by their pins, clsact filters by asking the kernel. So a restart
+//! keeps what an earlier agent attached, with no gap, and something taken away by hand comes back. What is attached is a stub that
+//! never changes within a layout; the pinned stubs are those of the agent that made them first.
+
+mod clsact;
+mod stub;
+mod tcx;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::host::{self, HostError};
+use super::load::{LoadError, Programs};
+use super::pins::Pins;
+use clsact::Clsact;
+use stub::Stub;
+use tcx::Tcx;
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// tcx where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// Links of tcx.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// Where on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Side {
+    /// What comes from the wire, or from the pod.
+    Ingress,
+    /// What goes there.
+    Egress,
+}
+
+/// A place that a stub belongs in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Which way.
+    pub side: Side,
+}
+
+/// The stubs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum StubName {
+    /// Host side of a pod's link, ingress.
+    FromPod,
+    /// Host side of a pod's link, egress.
+    ToPod,
+    /// Uplink, ingress.
+    FromUplink,
+}
+
+impl StubName {
+    const ALL: [Self; 3] = [Self::FromPod, Self::ToPod, Self::FromUplink];
+
+    /// The program's name in the object, and that of its pin and filter.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "stub_from_pod",
+            Self::ToPod => "stub_to_pod",
+            Self::FromUplink => "stub_from_uplink",
+        }
+    }
+}
+
+/// Why something could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel has no tcx, and it was asked for.
+    #[error(
+        "this kernel has no tcx (it came with Linux 6.6): use --attach=clsact or --attach=auto"
+    )]
+    NoTcx,
+    /// A stub is missing or cannot be pinned.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The network namespace cannot be told.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Something about one interface.
+    #[error("interface {ifindex}: {what}: {source}")]
+    Interface {
+        /// Its index.
+        ifindex: u32,
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something about no interface in particular.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl AttachError {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// What a reconciliation did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Attached now.
+    pub attached: Vec<Place>,
+    /// Taken away now: places that no pod link or uplink needs any more.
+    pub detached: Vec<Place>,
+    /// Found and kept.
+    pub kept: Vec<Place>,
+    /// Places that could not be served; all others were.
+    pub failed: Vec<(Place, AttachError)>,
+}
+
+/// Attaches the stubs.
+pub struct Attacher {
+    stubs: BTreeMap<StubName, Stub>,
+    tcx: Option<Tcx>,
+    clsact: Clsact,
+    use_tcx: bool,
+}
+
+impl Attacher {
+    /// Takes the pinned stubs over, or pins these; finds out what the kernel can do. Attaches nothing yet.
+    ///
+    /// # Errors
+    /// A stub cannot be pinned, or tcx was asked for and is not there.
+    pub fn new(pins: &Pins, programs: &Programs, mode: Mode) -> Result<Self, AttachError> {
+        let mut stubs = BTreeMap::new();
+        for name in StubName::ALL {
+            stubs.insert(name, Stub::adopt(pins, programs, name)?);
+        }
+        let has_tcx = match stubs.get(&StubName::FromPod) {
+            Some(stub) => tcx::supported(stub)?,
+            None => false,
+        };
+        let use_tcx = match (mode, has_tcx) {
+            (Mode::Tcx, false) => return Err(AttachError::NoTcx),
+            (Mode::Clsact, _) | (Mode::Auto, false) => false,
+            (Mode::Tcx | Mode::Auto, true) => true,
+        };
+        let tcx = if has_tcx {
+            Some(Tcx::new(pins.links(), host::netns_cookie()?))
+        } else {
+            None
+        };
+        Ok(Self {
+            stubs,
+            tcx,
+            clsact: Clsact::new(),
+            use_tcx,
+        })
+    }
+
+    /// How the programs are attached.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        if self.use_tcx {
+            Mode::Tcx
+        } else {
+            Mode::Clsact
+        }
+    }
+
+    /// Makes it so that pod links and uplinks carry their stubs, and nothing else of ours does. What is missing comes first, what is too
+    /// many goes last. Works in the calling thread's network namespace, the one that [`Self::new`] was called in.
+    ///
+    /// # Errors
+    /// What is attached cannot be read. An interface that fails by itself (it may just have gone) is in the report.
+    pub fn reconcile(
+        &mut self,
+        pods: &BTreeSet<u32>,
+        uplinks: &BTreeSet<u32>,
+    ) -> Result<Report, AttachError> {
+        let wanted = wanted(pods, uplinks);
+        let mut report = Report::default();
+        let (mut in_tcx, mut in_clsact) = (BTreeMap::new(), BTreeMap::new());
+        if let Some(tcx) = &self.tcx {
+            in_tcx = tcx.attached()?;
+        }
+        // Without a filter of ours there may be thousands of interfaces and no qdisc: one dump tells.
+        let qdiscs = self.clsact.qdiscs()?;
+        for (place, filter) in self.clsact.attached(&qdiscs)? {
+            in_clsact.insert(place, filter);
+        }
+
+        for (&place, name) in &wanted {
+            let Some(stub) = self.stubs.get(name) else {
+                continue;
+            };
+            let present = if self.use_tcx {
+                in_tcx.get(&place)
+            } else {
+                in_clsact.get(&place)
+            };
+            if present == Some(&stub.id) {
+                report.kept.push(place);
+                continue;
+            }
+            let replaces = present.is_some();
+            let result = match &self.tcx {
+                Some(tcx) if self.use_tcx => tcx.attach(place, stub, replaces),
+                _ => self.clsact.attach(
+                    place,
+                    *name,
+                    stub,
+                    replaces,
+                    qdiscs.contains(&place.ifindex),
+                ),
+            };
+            match result {
+                Ok(()) => report.attached.push(place),
+                Err(error) => report.failed.push((place, error)),
+            }
+        }
+
+        let unneeded = |places: &BTreeMap<Place, u32>, in_use: bool| -> Vec<Place> {
+            places
+                .keys()
+                .filter(|place| !in_use || !wanted.contains_key(*place))
+                // Only when its other way of being attached works may this one go.
+                .filter(|place| !report.failed.iter().any(|(failed, _)| failed == *place))
+                .copied()
+                .collect()
+        };
+        let from_tcx = unneeded(&in_tcx, self.use_tcx);
+        let from_clsact = unneeded(&in_clsact, !self.use_tcx);
+        if let Some(tcx) = &self.tcx {
+            for place in from_tcx {
+                tcx.detach(place)?;
+                report.detached.push(place);
+            }
+        }
+        for place in from_clsact {
+            match self.clsact.detach(place) {
+                Ok(()) => report.detached.push(place),
+                Err(error) => report.failed.push((place, error)),
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// Every place and the stub that belongs there. A pod's link is never an uplink, whatever a list of devices says.
+fn wanted(pods: &BTreeSet<u32>, uplinks: &BTreeSet<u32>) -> BTreeMap<Place, StubName> {
+    let mut wanted = BTreeMap::new();
+    for &ifindex in uplinks {
+        let side = Side::Ingress;
+        wanted.insert(Place { ifindex, side }, StubName::FromUplink);
+    }
+    for &ifindex in pods {
+        for (side, name) in [
+            (Side::Ingress, StubName::FromPod),
+            (Side::Egress, StubName::ToPod),
+        ] {
+            wanted.insert(Place { ifindex, side }, name);
+        }
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_have_both_sides_and_uplinks_one() {
+        let wanted = wanted(&BTreeSet::from([4]), &BTreeSet::from([2, 4]));
+        let place = |ifindex, side| Place { ifindex, side };
+        assert_eq!(
+            wanted.into_iter().collect::<Vec<_>>(),
+            [
+                (place(2, Side::Ingress), StubName::FromUplink),
+                (place(4, Side::Ingress), StubName::FromPod),
+                (place(4, Side::Egress), StubName::ToPod),
+            ]
+        );
+    }
+}

@@ -1,0 +1,344 @@
+//! From the object in the binary to maps, programs and the parts of the agent that use them.
+//!
+//! Loading changes nothing that packets meet: maps that are pinned are taken over as they are, programs pass the verifier and wait.
+//! [`Programs::install`] puts them into the slots of the pinned program array.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+
+use agent_common::hook;
+use aya::maps::{Map, MapData, MapError, ProgramArray};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramType, SchedClassifier};
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+
+use super::conntrack::Conntrack;
+use super::counters::Counters;
+use super::events::EventRing;
+use super::grace::Grace;
+use super::kernel::KernelDatapath;
+use super::object::{self, ObjectError, Sizes};
+use super::pins::{PinError, Pins, Shape};
+use super::words::Words;
+use super::{DatapathError, sys};
+
+/// Programs that hooks tail-call for the rare cases, and their slots.
+const RARE: [(&str, u32); 4] = [
+    ("new_from_pod", hook::slot::NEW_FROM_POD),
+    ("new_to_pod", hook::slot::NEW_TO_POD),
+    ("new_from_uplink", hook::slot::NEW_FROM_UPLINK),
+    ("reject", hook::slot::REJECT),
+];
+/// The hooks' programs, and their slots.
+const HOOKS: [(&str, u32); 3] = [
+    ("from_pod", hook::FROM_POD),
+    ("to_pod", hook::TO_POD),
+    ("from_uplink", hook::FROM_UPLINK),
+];
+/// Lines of the verifier's log that an error shows; the last ones say what is wrong.
+const VERIFIER_LINES: usize = 12;
+
+/// Why the datapath could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    /// The object in the binary is broken.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The kernel did not take the maps.
+    #[error("cannot create the maps: {0}")]
+    Maps(#[from] EbpfError),
+    /// A map cannot be used.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Map name.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A map cannot be mapped into the agent.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The object lacks something that this agent needs.
+    #[error("the eBPF object in this binary has no {0}")]
+    Missing(String),
+    /// The verifier refused a program.
+    #[error("the kernel refuses program {program}: {source}\n{log}")]
+    Verifier {
+        /// Program name.
+        program: String,
+        /// The error number.
+        source: io::Error,
+        /// The end of the verifier's log.
+        log: String,
+    },
+    /// A program could not be loaded for another reason.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Program name.
+        program: String,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What a loaded datapath consists of; each part goes to the task that uses it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The maps that the agent writes.
+    pub datapath: KernelDatapath,
+    /// The programs, to be installed and attached.
+    pub programs: Programs,
+    /// The ring of events.
+    pub events: EventRing,
+    /// The counters.
+    pub counters: Counters,
+    /// The tables of flows.
+    pub conntrack: Conntrack,
+    /// Whether maps of an earlier agent were taken over. (Epochs must then be raised once.)
+    pub adopted: bool,
+    /// Every pinned map with its capacity, by name.
+    pub capacities: BTreeMap<String, u32>,
+}
+
+/// The loaded programs. They live as long as this, or as a slot, pin or link holds them.
+pub struct Programs {
+    ebpf: Ebpf,
+    slots: ProgramArray<MapData>,
+    /// Number of the pinned program array: stubs that do not use it are not ours to keep.
+    pub(super) array_id: u32,
+}
+
+/// Takes over or makes the pinned maps, and loads every program.
+///
+/// # Errors
+/// See [`LoadError`]. What packets meet is as before.
+pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Loaded, LoadError> {
+    let maps = object::maps(sizes)?;
+    let present = pins.check(&maps)?;
+
+    let has_set_retval = u32::from(has_set_retval());
+    let mut loader = EbpfLoader::new();
+    loader
+        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+        .override_global("HAS_SET_RETVAL", &has_set_retval, false);
+    for (name, entries) in sizes.by_name() {
+        loader.map_max_entries(name, entries);
+    }
+    for (name, _) in &maps {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(object::BYTES)?;
+    recheck(&ebpf, pins, &maps)?;
+    load_programs(&mut ebpf)?;
+
+    let slots: ProgramArray<MapData> = typed(&mut ebpf, "programs")?;
+    let array_id = pinned_id(pins, "programs")?;
+    Ok(Loaded {
+        datapath: datapath(&mut ebpf)?,
+        events: EventRing::new(typed(&mut ebpf, "events")?),
+        counters: Counters::new(typed(&mut ebpf, "counters")?),
+        conntrack: Conntrack::new(data(&mut ebpf, "conntrack")?, data(&mut ebpf, "unreplied")?),
+        programs: Programs {
+            ebpf,
+            slots,
+            array_id,
+        },
+        adopted: !present.is_empty(),
+        capacities: maps
+            .into_iter()
+            .map(|(name, shape)| (name, shape.max_entries))
+            .collect(),
+    })
+}
+
+/// Whether cgroup address programs may set the error that the caller sees (Linux 6.1, or where it was backported).
+fn has_set_retval() -> bool {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .unwrap_or(false)
+}
+
+/// Compares what aya really opened: between the check and its own open, a pin may have been replaced.
+fn recheck(ebpf: &Ebpf, pins: &Pins, maps: &[(String, Shape)]) -> Result<(), LoadError> {
+    for (name, map) in ebpf.maps() {
+        let Some((_, wanted)) = maps.iter().find(|(known, _)| known == name) else {
+            continue;
+        };
+        let Some(data) = map_data(map) else { continue };
+        let info = sys::map_info(data.fd().as_fd()).map_err(|source| LoadError::Io {
+            what: "reading what was opened",
+            source,
+        })?;
+        let differences = Shape::of(&info).differences(wanted);
+        if !differences.is_empty() {
+            return Err(pins.differs(pins.map(name), differences).into());
+        }
+    }
+    Ok(())
+}
+
+/// The kinds of maps that Sluice uses.
+const fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::ProgramArray(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn pinned_id(pins: &Pins, name: &'static str) -> Result<u32, LoadError> {
+    let read = || {
+        let (_, fd) = sys::open_pin(&pins.map(name))?
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        sys::map_info(fd.as_fd())
+    };
+    read().map(|info| info.id).map_err(|source| LoadError::Io {
+        what: "reading the pinned program array",
+        source,
+    })
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| LoadError::Missing(format!("map {name}")))
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    T::try_from(take(ebpf, name)?).map_err(|source| LoadError::Map { map: name, source })
+}
+
+fn data(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, LoadError> {
+    match take(ebpf, name)? {
+        Map::Array(data) | Map::LruHashMap(data) => Ok(data),
+        _ => Err(LoadError::Missing(format!(
+            "map {name} of the expected kind"
+        ))),
+    }
+}
+
+fn words<T: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Words<T>, LoadError> {
+    Ok(Words::new(name, data(ebpf, name)?)?)
+}
+
+fn datapath(ebpf: &mut Ebpf) -> Result<KernelDatapath, LoadError> {
+    Ok(KernelDatapath {
+        backends: words(ebpf, "backends")?,
+        slots: words(ebpf, "slots")?,
+        heads: words(ebpf, "heads")?,
+        groups: words(ebpf, "groups")?,
+        pods: words(ebpf, "pods")?,
+        config: words(ebpf, "config")?,
+        services: typed(ebpf, "services")?,
+        addresses: typed(ebpf, "addresses")?,
+        links: typed(ebpf, "links")?,
+        prefixes: typed(ebpf, "prefixes")?,
+        rules: typed(ebpf, "rules")?,
+        grace: Grace::new().map_err(|source| LoadError::Io {
+            what: "creating the map of maps that waits for a grace period",
+            source,
+        })?,
+    })
+}
+
+/// Loads every program, whatever its slot or hook.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    for (name, program) in ebpf.programs_mut() {
+        let result = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => return Err(LoadError::Missing(format!("use for program {name}"))),
+        };
+        result.map_err(|error| refusal(name, error))?;
+    }
+    Ok(())
+}
+
+fn refusal(name: &str, error: ProgramError) -> LoadError {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let text = verifier_log.to_string();
+            let lines: Vec<&str> = text.lines().collect();
+            LoadError::Verifier {
+                program: name.to_owned(),
+                source: io_error,
+                log: lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("\n"),
+            }
+        }
+        source => LoadError::Program {
+            program: name.to_owned(),
+            source,
+        },
+    }
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs")
+            .field("array_id", &self.array_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    /// Puts the programs into their slots: first what others tail-call, then the hooks' own, so that no packet meets a
+    /// program whose helpers are missing. Each slot is replaced atomically, and links are not touched.
+    ///
+    /// # Errors
+    /// The kernel refused a slot; those before it are already new, which is harmless within one layout.
+    pub fn install(&mut self) -> Result<(), LoadError> {
+        for (name, slot) in RARE.into_iter().chain(HOOKS) {
+            let program = classifier(&self.ebpf, name)?;
+            let fd = program.fd().map_err(|source| LoadError::Program {
+                program: name.to_owned(),
+                source,
+            })?;
+            self.slots
+                .set(slot, fd, 0)
+                .map_err(|source| LoadError::Map {
+                    map: "programs",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn classifier(&self, name: &str) -> Result<&SchedClassifier, LoadError> {
+        classifier(&self.ebpf, name)
+    }
+
+    pub(super) fn socket(&self, name: &str) -> Result<&CgroupSockAddr, LoadError> {
+        match self.ebpf.program(name) {
+            Some(Program::CgroupSockAddr(program)) => Ok(program),
+            _ => Err(LoadError::Missing(format!("socket program {name}"))),
+        }
+    }
+}
+
+fn classifier<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier, LoadError> {
+    match ebpf.program(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(LoadError::Missing(format!("TC program {name}"))),
+    }
+}

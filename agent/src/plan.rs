@@ -1,0 +1,268 @@
+//! From what is different to the writes that make it so, in an order in which every reader, at every instant and after a
+//! crash between any two writes, meets a whole state. No I/O: `apply` runs a plan.
+//!
+//! Phases: *prepare* what nobody points to; *publish* by single words; take away what pointed to the old; raise epochs;
+//! wait for a grace period; *collect*. Within it each object (a pool, a frontend, a set's rules, an address, a pod) is a
+//! transaction: one that fails ends alone, with those that need it, and is tried again with the next plan.
+
+mod apply;
+mod arrange;
+mod epochs;
+mod mirror;
+mod numbers;
+mod pools;
+mod restore;
+mod runs;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use agent_common::{Address, Prefix, RuleKey, ServiceKey, limits};
+
+use crate::datapath::{Bits, Contents, Write};
+use crate::desired::{Delta, Desired, PoolKey};
+use crate::problem::Problem;
+
+pub use apply::{Applied, apply};
+use mirror::Mirror;
+use pools::{Change, Garbage, Pools};
+
+/// Capacities of the arrays that the plan shares out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// `backends`.
+    pub backends: u32,
+    /// `slots`, a power of two.
+    pub slots: u32,
+    /// `heads`.
+    pub heads: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            backends: limits::BACKENDS,
+            slots: limits::SLOTS,
+            heads: limits::HEADS,
+        }
+    }
+}
+
+/// What a transaction is about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Item {
+    /// A pool of backends.
+    Pool(PoolKey),
+    /// A service frontend.
+    Frontend(ServiceKey),
+    /// An address.
+    Address(Address),
+    /// A prefix.
+    Prefix(Bits<Prefix>),
+    /// An identity's group.
+    Group(u32),
+    /// The rules of a set.
+    Rules(u32),
+    /// A pod's slot.
+    Pod(u32),
+    /// A link.
+    Link(u32),
+    /// A pod's epoch.
+    Epoch(u32),
+    /// What a pool's change (none: earlier ones) left behind.
+    Room(Option<PoolKey>),
+}
+
+/// Writes that belong together, in order: after one that fails, the rest is not tried.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    /// What it is about. Several transactions of a plan may be about the same; if one fails, later ones are skipped.
+    pub item: Item,
+    /// It is skipped where one of these failed in this plan.
+    pub needs: Vec<Item>,
+    /// The writes.
+    pub writes: Vec<Write>,
+}
+
+/// A plan.
+#[derive(Clone, Default, Debug)]
+pub struct Plan {
+    /// Before the grace period.
+    pub transactions: Vec<Transaction>,
+    /// Whether a grace period must follow.
+    pub grace: bool,
+    /// After it.
+    pub collect: Vec<Transaction>,
+    changes: BTreeMap<PoolKey, Change>,
+    leftovers: Garbage,
+    refused: BTreeMap<Item, Problem>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.transactions.is_empty() && self.collect.is_empty() && self.refused.is_empty()
+    }
+
+    /// Every write, in order.
+    pub fn writes(&self) -> impl Iterator<Item = &Write> {
+        let transactions = self.transactions.iter().chain(&self.collect);
+        transactions.flat_map(|t| &t.writes)
+    }
+}
+
+/// Knows what the kernel accepted and what is desired, and plans from the one to the other.
+#[derive(Debug)]
+pub struct Planner {
+    desired: Desired,
+    mirror: Mirror,
+    pools: Pools,
+    pending: BTreeSet<Item>,
+    pending_rules: BTreeSet<Bits<RuleKey>>,
+    departed: epochs::Departed,
+    problems: BTreeMap<Item, Problem>,
+}
+
+/// Keys that a plan must look at.
+#[derive(Default)]
+struct Dirty {
+    pools: BTreeSet<PoolKey>,
+    frontends: BTreeSet<ServiceKey>,
+    addresses: BTreeSet<Address>,
+    prefixes: BTreeSet<Bits<Prefix>>,
+    groups: BTreeSet<u32>,
+    rules: BTreeSet<Bits<RuleKey>>,
+    pods: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+    epochs: BTreeSet<u32>,
+}
+
+impl Dirty {
+    fn of(delta: &Delta) -> Self {
+        Self {
+            pools: delta.pools.keys().cloned().collect(),
+            frontends: delta.frontends.keys().copied().collect(),
+            addresses: delta.addresses.keys().copied().collect(),
+            prefixes: delta.prefixes.keys().copied().collect(),
+            groups: delta.groups.keys().copied().collect(),
+            rules: delta.rules.keys().copied().collect(),
+            pods: delta.pods.keys().copied().collect(),
+            links: delta.links.keys().copied().collect(),
+            epochs: BTreeSet::new(),
+        }
+    }
+
+    fn add(&mut self, item: Item) {
+        match item {
+            Item::Pool(key) => drop(self.pools.insert(key)),
+            Item::Frontend(key) => drop(self.frontends.insert(key)),
+            Item::Address(key) => drop(self.addresses.insert(key)),
+            Item::Prefix(key) => drop(self.prefixes.insert(key)),
+            Item::Group(key) => drop(self.groups.insert(key)),
+            Item::Pod(key) => drop(self.pods.insert(key)),
+            Item::Link(key) => drop(self.links.insert(key)),
+            Item::Epoch(key) => drop(self.epochs.insert(key)),
+            // Kept by key, and as garbage.
+            Item::Rules(_) | Item::Room(_) => {}
+        }
+    }
+}
+
+impl Planner {
+    /// Takes over what the maps hold, by content: pools keep their numbers and backends theirs, with their generations. The
+    /// plan leads from there to `desired`, removes what nobody points to, and raises every pod's epoch.
+    ///
+    /// `desired` must be complete: whatever is not in it goes.
+    pub fn restore(contents: Contents, desired: &Desired) -> (Self, Plan) {
+        Self::restore_sized(contents, desired, Sizes::default())
+    }
+
+    /// The desired state, as far as it was told.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// What the kernel accepted.
+    pub fn contents(&self) -> &Contents {
+        &self.mirror.contents
+    }
+
+    /// What is not in force as desired, and why.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values()
+    }
+
+    /// Whether another plan, without any delta, has something to do.
+    pub fn unfinished(&self) -> bool {
+        !self.pending.is_empty() || !self.pending_rules.is_empty() || !self.pools.garbage.is_empty()
+    }
+
+    /// Plans a delta, and whatever earlier plans could not finish. The plan must go to [`apply`] before the next is made.
+    pub fn plan(&mut self, delta: &Delta) -> Plan {
+        self.desired.merge(delta);
+        self.plan_dirty(Dirty::of(delta))
+    }
+
+    fn plan_dirty(&mut self, mut dirty: Dirty) -> Plan {
+        for item in std::mem::take(&mut self.pending) {
+            dirty.add(item);
+        }
+        dirty.rules.append(&mut self.pending_rules);
+        steps::Builder::new(self, dirty).build()
+    }
+
+    /// Takes note of a write that the kernel accepted.
+    fn accepted(&mut self, write: &Write) {
+        self.mirror.apply(write);
+    }
+
+    /// Names an item for people.
+    pub fn describe(&self, item: &Item) -> String {
+        Describe {
+            planner: self,
+            item,
+        }
+        .to_string()
+    }
+
+    /// Takes garbage in that a grace period has passed over, or keeps it for the next plan.
+    fn settle(&mut self, garbage: Garbage, free: bool) {
+        if free {
+            self.pools.free(garbage);
+        } else {
+            self.pools.garbage.extend(garbage);
+        }
+    }
+}
+
+struct Describe<'a> {
+    planner: &'a Planner,
+    item: &'a Item,
+}
+
+impl fmt::Display for Describe<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.item {
+            Item::Pool(key) | Item::Room(Some(key)) => write!(f, "Service {}", key.service),
+            Item::Frontend(key) => match self.planner.desired.frontends.get(key) {
+                Some(frontend) => write!(f, "Service {}", frontend.pool.service),
+                None => write!(
+                    f,
+                    "service address {} port {}",
+                    key.address,
+                    u16::from_be(key.port_be)
+                ),
+            },
+            Item::Address(address) => write!(f, "address {address}"),
+            Item::Prefix(prefix) => write!(f, "prefix {}", crate::dump::prefix(prefix)),
+            Item::Group(identity) => write!(f, "identity {identity}"),
+            Item::Rules(set) => write!(f, "rules of policy set {set}"),
+            Item::Pod(slot) | Item::Epoch(slot) => write!(f, "pod slot {slot}"),
+            Item::Link(ifindex) => write!(f, "interface {ifindex}"),
+            Item::Room(None) => f.write_str("entries that nothing uses"),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Runs a plan.
+
+use std::collections::BTreeSet;
+
+use super::{Item, Plan, Planner, Transaction};
+use crate::datapath::{Datapath, DatapathError, Write};
+use crate::problem::Problem;
+
+/// What came of a plan.
+#[derive(Clone, Default, Debug)]
+pub struct Applied {
+    /// Writes that the datapath took.
+    pub writes: u64,
+    /// Whether something was removed or became free, so that what did not fit may fit now.
+    pub freed: bool,
+    /// What is not in force, with its cause; what only waits for it is not listed.
+    pub problems: Vec<Problem>,
+}
+
+/// Runs a plan of this planner, its last. Whatever happens, the planner knows afterwards what the datapath holds.
+pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> Applied {
+    let mut run = Run {
+        failed: plan.refused.keys().cloned().collect(),
+        applied: Applied::default(),
+        planner,
+        datapath,
+    };
+    run.planner.problems = plan.refused;
+    run.planner
+        .pending
+        .extend(run.planner.problems.keys().cloned());
+    for transaction in &plan.transactions {
+        run.transaction(transaction);
+    }
+    let waited = !plan.grace || run.grace();
+    for transaction in &plan.collect {
+        if waited {
+            run.transaction(transaction);
+        } else {
+            run.fail(transaction);
+        }
+    }
+    let Run {
+        failed,
+        mut applied,
+        planner,
+        ..
+    } = run;
+    let collected = |key| waited && !failed.contains(&Item::Room(key));
+    let leftovers_free = collected(None);
+    applied.freed |= leftovers_free && !plan.leftovers.is_empty();
+    planner.settle(plan.leftovers, leftovers_free);
+    for (key, change) in plan.changes {
+        if failed.contains(&Item::Pool(key.clone())) {
+            let mirror = &planner.mirror.contents;
+            planner.pools.recover(&key, change, mirror);
+        } else {
+            let free = collected(Some(key.clone()));
+            let released = planner.pools.commit(key, change);
+            applied.freed |= free && !released.is_empty();
+            planner.settle(released, free);
+        }
+    }
+    applied.problems = planner.problems.values().cloned().collect();
+    applied
+}
+
+struct Run<'a> {
+    planner: &'a mut Planner,
+    datapath: &'a mut dyn Datapath,
+    failed: BTreeSet<Item>,
+    applied: Applied,
+}
+
+impl Run<'_> {
+    fn transaction(&mut self, transaction: &Transaction) {
+        let failed = |item: &Item| self.failed.contains(item);
+        if failed(&transaction.item) || transaction.needs.iter().any(failed) {
+            self.fail(transaction);
+            return;
+        }
+        for write in &transaction.writes {
+            if let Err(error) = self.datapath.write(write) {
+                let object = self.planner.describe(&transaction.item);
+                let problem = problem(&object, &error);
+                let item = transaction.item.clone();
+                self.planner.problems.insert(item, problem);
+                self.fail(transaction);
+                return;
+            }
+            self.planner.accepted(write);
+            self.applied.writes += 1;
+            self.applied.freed |= removes(write);
+        }
+    }
+
+    /// The transaction did not happen, or not whole: it is tried again, and what needs it waits.
+    fn fail(&mut self, transaction: &Transaction) {
+        self.failed.insert(transaction.item.clone());
+        match &transaction.item {
+            Item::Rules(_) => {
+                let keys = transaction.writes.iter().filter_map(|write| match write {
+                    Write::Rule(key, _) => Some(*key),
+                    _ => None,
+                });
+                self.planner.pending_rules.extend(keys);
+            }
+            // What is left of it stays garbage.
+            Item::Room(_) => {}
+            item => drop(self.planner.pending.insert(item.clone())),
+        }
+    }
+
+    fn grace(&mut self) -> bool {
+        match self.datapath.grace() {
+            Ok(()) => true,
+            Err(error) => {
+                let item = Item::Room(None);
+                let object = self.planner.describe(&item);
+                let problem = problem(&object, &error);
+                self.planner.problems.insert(item, problem);
+                false
+            }
+        }
+    }
+}
+
+fn problem(object: &str, error: &DatapathError) -> Problem {
+    match error {
+        DatapathError::Full { map, capacity } => Problem::full(object, map, *capacity),
+        DatapathError::Range { map, capacity, .. } => Problem {
+            limit: Some(crate::problem::Limit {
+                map,
+                capacity: *capacity,
+            }),
+            ..Problem::new(object, error.to_string())
+        },
+        DatapathError::Kernel { .. } => Problem::new(
+            object,
+            format!("{error}; what was in force stays in force, and this is tried again"),
+        ),
+    }
+}
+
+const fn removes(write: &Write) -> bool {
+    matches!(
+        write,
+        Write::Service(_, None)
+            | Write::Address(_, None)
+            | Write::Prefix(_, None)
+            | Write::Rule(_, None)
+            | Write::Link(_, None)
+    )
+}

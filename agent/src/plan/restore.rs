@@ -1,0 +1,183 @@
+//! Takes over what the maps hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_common::{backend_state, pod_flag};
+
+use super::mirror::Mirror;
+use super::numbers::Numbers;
+use super::pools::{self, Garbage, PoolState, Pools};
+use super::runs::{Run, Runs};
+use super::{Dirty, Plan, Planner, Sizes};
+use crate::datapath::Contents;
+use crate::desired::{Desired, PoolKey};
+
+impl Planner {
+    /// As [`Planner::restore`], for arrays of other sizes.
+    pub fn restore_sized(contents: Contents, desired: &Desired, sizes: Sizes) -> (Self, Plan) {
+        let pools = restore_pools(&contents, desired, sizes);
+        let dirty = everything(&contents, desired);
+        let mut planner = Self {
+            desired: desired.clone(),
+            mirror: Mirror::new(contents),
+            pools,
+            pending: BTreeSet::new(),
+            pending_rules: BTreeSet::new(),
+            departed: super::epochs::Departed::default(),
+            problems: BTreeMap::new(),
+        };
+        let plan = planner.plan_dirty(dirty);
+        (planner, plan)
+    }
+}
+
+fn union<'a, K: Ord + Copy + 'a>(
+    a: impl Iterator<Item = &'a K>,
+    b: impl Iterator<Item = &'a K>,
+) -> BTreeSet<K> {
+    a.chain(b).copied().collect()
+}
+
+fn everything(maps: &Contents, desired: &Desired) -> Dirty {
+    let used = |slot: &&u32| {
+        let pod = maps.pods.get(slot);
+        pod.is_some_and(|pod| pod.flags & pod_flag::USED != 0)
+    };
+    Dirty {
+        pools: desired.pools.keys().cloned().collect(),
+        frontends: union(maps.services.keys(), desired.frontends.keys()),
+        addresses: union(maps.addresses.keys(), desired.addresses.keys()),
+        prefixes: union(maps.prefixes.keys(), desired.prefixes.keys()),
+        groups: union(maps.groups.keys(), desired.groups.keys()),
+        rules: union(maps.rules.keys(), desired.rules.keys()),
+        pods: union(maps.pods.keys(), desired.pods.keys()),
+        links: union(maps.links.keys(), desired.links.keys()),
+        // A crash may lie between a change that took something away and its epoch.
+        epochs: maps.pods.keys().filter(used).copied().collect(),
+    }
+}
+
+/// Who has which pool number, by the frontends that lead there.
+fn numbers(maps: &Contents, desired: &Desired, sizes: Sizes) -> BTreeMap<PoolKey, u32> {
+    let mut taken = BTreeSet::new();
+    let mut numbers = BTreeMap::new();
+    for (key, frontend) in &desired.frontends {
+        if let Some(entry) = maps.services.get(key) {
+            let valid = entry.pool > 0 && entry.pool < sizes.heads;
+            if valid && !numbers.contains_key(&frontend.pool) && taken.insert(entry.pool) {
+                numbers.insert(frontend.pool.clone(), entry.pool);
+            }
+        }
+    }
+    numbers
+}
+
+fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
+    let numbers = numbers(maps, desired, sizes);
+    let firsts: BTreeSet<u32> = numbers
+        .values()
+        .filter_map(|number| maps.heads.get(number))
+        .map(|head| head.first)
+        .collect();
+    let mut runs = Runs::new(sizes.slots);
+    // Slot 0 is nobody's: a head of all zeros has no run.
+    runs.reserve(Run { first: 0, order: 0 });
+    let mut claimed = BTreeSet::new();
+    let mut states = BTreeMap::new();
+    for (key, number) in &numbers {
+        let mut state = PoolState {
+            number: *number,
+            ..PoolState::default()
+        };
+        read(maps, sizes, &firsts, &mut state);
+        for at in state.array[..state.count].iter().copied() {
+            if let Some(endpoint) = pools::endpoint(maps, at) {
+                if !state.ids.contains_key(&endpoint) && claimed.insert(at) {
+                    state.ids.insert(endpoint, at);
+                }
+            }
+        }
+        let run = state.run.filter(|run| runs.reserve(*run));
+        if run.is_none() {
+            state = PoolState {
+                number: *number,
+                ..PoolState::default()
+            };
+        }
+        states.insert(key.clone(), state);
+    }
+    // What stands behind the live ones is kept for its flows, where the pool still knows the endpoint.
+    for (key, state) in &mut states {
+        let Some(pool) = desired.pools.get(key) else {
+            continue;
+        };
+        for at in state.array[state.count..].iter().copied() {
+            if let Some(endpoint) = pools::endpoint(maps, at) {
+                let known = pool.backends.contains_key(&endpoint);
+                if known && !state.ids.contains_key(&endpoint) && claimed.insert(at) {
+                    state.ids.insert(endpoint, at);
+                }
+            }
+        }
+    }
+    let alive = maps.backends.iter();
+    let alive = alive.filter(|(_, backend)| backend.word.state != backend_state::GONE);
+    let used_heads: BTreeSet<u32> = numbers
+        .values()
+        .copied()
+        .chain(maps.heads.keys().copied())
+        // A number that a frontend still leads to is not given to another pool before that frontend is gone.
+        .chain(maps.services.values().map(|entry| entry.pool))
+        .filter(|number| *number > 0 && *number < sizes.heads)
+        .collect();
+    let used_backends: BTreeSet<u32> = alive.map(|(number, _)| *number).collect();
+    let held_heads: BTreeSet<u32> = numbers.values().copied().collect();
+    let garbage = Garbage {
+        backends: used_backends.difference(&claimed).copied().collect(),
+        heads: used_heads.difference(&held_heads).copied().collect(),
+        runs: stray_slots(maps, &mut runs),
+    };
+    Pools {
+        states,
+        runs,
+        backends: Numbers::new(&used_backends, sizes.backends),
+        heads: Numbers::new(&used_heads, sizes.heads),
+        garbage,
+        sizes,
+    }
+}
+
+/// Reads a pool's run. How long it is stands nowhere: as long as it is filled, and no longer than where it stands allows.
+fn read(maps: &Contents, sizes: Sizes, firsts: &BTreeSet<u32>, state: &mut PoolState) {
+    let head = maps.heads.get(&state.number).copied().unwrap_or_default();
+    if head.first == 0 || head.first >= sizes.slots {
+        return;
+    }
+    let aligned = 1u32 << head.first.trailing_zeros();
+    let mut length = aligned.min(sizes.slots - head.first);
+    if let Some(next) = firsts.range(head.first + 1..).next() {
+        length = length.min(next - head.first);
+    }
+    state.array = pools::read_run(maps, head.first, length);
+    state.count = (head.count as usize).min(state.array.len());
+    // The largest power of two that is free of others, and not longer than it was filled.
+    let order = Run::order_for(state.array.len().max(1)).min(length.ilog2());
+    state.array.truncate(1 << order);
+    state.count = state.count.min(state.array.len());
+    state.run = Some(Run {
+        first: head.first,
+        order,
+    });
+}
+
+/// Slots that are filled and in no pool's run: each is reserved by itself until it is emptied.
+fn stray_slots(maps: &Contents, runs: &mut Runs) -> Vec<Run> {
+    maps.slots
+        .keys()
+        .map(|first| Run {
+            first: *first,
+            order: 0,
+        })
+        .filter(|run| runs.reserve(*run))
+        .collect()
+}

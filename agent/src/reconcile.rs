@@ -1,0 +1,475 @@
+//! The loop: events in, writes out. It owns the cluster, and is the only one that writes to the datapath.
+//!
+//! Nothing is applied before every kind that the sources tell of has been told whole once, and the node's own state is
+//! known: the first apply is a diff against what the maps hold, and whatever it does not know goes.
+
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::compile::{Compiled, Compiler, RuleName};
+use crate::datapath::{Contents, Datapath, DatapathError};
+use crate::desired::{Delta, Desired};
+use crate::local::Local;
+use crate::model::{Change, Cluster, Kind, ObjectId, Text};
+use crate::plan::{Applied, Planner, apply};
+use crate::problem::Problem;
+use crate::source::{Event, Rejected};
+
+pub use snapshot::{Counts, KindState, LastApply, Snapshot, State};
+
+/// From changes of the cluster and the node to changes of the desired state: pure, without I/O or clock.
+pub trait Compile: Send {
+    /// Takes changes in. The first call gets a cluster that is whole, and changes that name every object.
+    fn update(
+        &mut self,
+        cluster: &Cluster,
+        local: &Local,
+        changes: &[Change],
+        local_changed: bool,
+    ) -> Compiled;
+
+    /// Before the first update: what the maps hold, so that numbers mean what they meant.
+    fn adopt(&mut self, contents: &Contents);
+
+    /// What the numbers of verdicts stand for.
+    fn rules(&self) -> BTreeMap<u32, RuleName>;
+}
+
+impl Compile for Compiler {
+    fn update(
+        &mut self,
+        cluster: &Cluster,
+        local: &Local,
+        changes: &[Change],
+        local_changed: bool,
+    ) -> Compiled {
+        Self::update(self, cluster, local, changes, local_changed)
+    }
+
+    fn adopt(&mut self, contents: &Contents) {
+        Self::adopt(self, contents.clone());
+    }
+
+    fn rules(&self) -> BTreeMap<u32, RuleName> {
+        let names = self.rule_names().iter();
+        names.map(|(number, name)| (number, name.clone())).collect()
+    }
+}
+
+/// First wait after a write that failed.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait.
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Events taken in before an apply: a source that never pauses must not hold the datapath back.
+const BATCH: usize = 4_096;
+/// Requests that may wait for the loop.
+const REQUESTS: usize = 16;
+
+/// Why the loop ended with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// What the maps hold cannot be read.
+    #[error(
+        "cannot read the maps back, so nothing was changed: {0}; check the pins or run `sluice cleanup`"
+    )]
+    Contents(#[source] DatapathError),
+    /// The hook of the first apply failed.
+    #[error("cannot attach the programs: {0}")]
+    Attach(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Puts the programs where the node's links are: after the first apply, before readiness, and after each apply that followed a change of
+/// the node's own state. A link is served only when the maps know it.
+pub trait Attach: Send {
+    /// Attaches what is missing and removes what is too many. What could not be done comes back as problems, and is tried again.
+    ///
+    /// # Errors
+    /// Nothing can be attached at all. The first time, the agent ends with it.
+    fn attach(
+        &mut self,
+        local: &Local,
+    ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// How the rest of the agent sees the loop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// The newest snapshot: published after each apply, and when a source's state changes.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// True from the first apply on.
+    pub ready: watch::Receiver<bool>,
+    requests: mpsc::Sender<oneshot::Sender<Arc<State>>>,
+}
+
+impl Handle {
+    /// The whole state, as of now. None once the loop has ended.
+    pub async fn state(&self) -> Option<Arc<State>> {
+        let (answer, state) = oneshot::channel();
+        self.requests.send(answer).await.ok()?;
+        state.await.ok()
+    }
+}
+
+/// The loop's parts.
+pub struct Reconciler {
+    compile: Box<dyn Compile>,
+    datapath: Box<dyn Datapath>,
+    attach: Box<dyn Attach>,
+    attached: bool,
+    /// What attaching could not do.
+    unattached: Vec<Problem>,
+    node: Text,
+    cluster: Cluster,
+    local: Local,
+    local_known: bool,
+    changes: Vec<Change>,
+    local_changed: bool,
+    /// Compiled before the first apply, and held.
+    planner: Option<Planner>,
+    kinds: BTreeMap<Kind, KindState>,
+    rejected: BTreeMap<String, Rejected>,
+    source_notices: BTreeMap<String, Rejected>,
+    compiled: Compiled,
+    counts: Counts,
+    last_apply: Option<LastApply>,
+    dirty_snapshot: bool,
+    retry: Option<Duration>,
+    retry_at: Option<tokio::time::Instant>,
+    state: Option<Arc<State>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    ready: watch::Sender<bool>,
+    requests: mpsc::Receiver<oneshot::Sender<Arc<State>>>,
+}
+
+impl Reconciler {
+    /// A loop over a datapath, waiting for these kinds. `attach` runs after the first apply; `node` is this node's name.
+    pub fn new(
+        compile: Box<dyn Compile>,
+        datapath: Box<dyn Datapath>,
+        kinds: &[Kind],
+        attach: Box<dyn Attach>,
+        node: Text,
+    ) -> (Self, Handle) {
+        let (snapshots, snapshots_seen) = watch::channel(Arc::default());
+        let (ready, ready_seen) = watch::channel(false);
+        let (request, requests) = mpsc::channel(REQUESTS);
+        let reconciler = Self {
+            compile,
+            datapath,
+            attach,
+            attached: false,
+            unattached: Vec::new(),
+            node,
+            cluster: Cluster::default(),
+            local: Local::default(),
+            local_known: false,
+            changes: Vec::new(),
+            local_changed: false,
+            planner: None,
+            kinds: kinds.iter().map(|k| (*k, KindState::default())).collect(),
+            rejected: BTreeMap::new(),
+            source_notices: BTreeMap::new(),
+            compiled: Compiled::default(),
+            counts: Counts::default(),
+            last_apply: None,
+            dirty_snapshot: true,
+            retry: None,
+            retry_at: None,
+            state: None,
+            snapshots,
+            ready,
+            requests,
+        };
+        let handle = Handle {
+            snapshots: snapshots_seen,
+            ready: ready_seen,
+            requests: request,
+        };
+        (reconciler, handle)
+    }
+
+    /// Runs until the sources' channel is closed. Writes block: give it a thread with a current-thread runtime of its own.
+    ///
+    /// `local` holds None until the node's state is known.
+    ///
+    /// # Errors
+    /// The maps cannot be read at the start, or the programs cannot be attached.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut local: watch::Receiver<Option<Arc<Local>>>,
+    ) -> Result<(), ReconcileError> {
+        self.take_local(&local.borrow_and_update().clone());
+        let (mut local_open, mut requests_open) = (true, true);
+        self.publish();
+        loop {
+            let retry = async {
+                match self.retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut retried = false;
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return Ok(()),
+                },
+                changed = local.changed(), if local_open => {
+                    local_open = changed.is_ok();
+                    let now = local.borrow_and_update().clone();
+                    self.take_local(&now);
+                }
+                request = self.requests.recv(), if requests_open => match request {
+                    Some(answer) => self.answer(answer),
+                    None => requests_open = false,
+                },
+                () = retry => retried = true,
+            }
+            // What is queued already belongs to the same apply.
+            for _ in 0..BATCH {
+                match events.try_recv() {
+                    Ok(event) => self.take(event),
+                    Err(_) => break,
+                }
+            }
+            if local.has_changed().unwrap_or(false) {
+                let now = local.borrow_and_update().clone();
+                self.take_local(&now);
+            }
+            self.reconcile(retried)?;
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        self.dirty_snapshot = true;
+        match event {
+            Event::Upsert(object) => {
+                let id = object.id();
+                self.forget(&id);
+                self.counts.events += 1;
+                self.changes.extend(self.cluster.upsert(object));
+            }
+            Event::Delete(id) => {
+                self.forget(&id);
+                self.counts.events += 1;
+                self.changes.extend(self.cluster.delete(&id));
+            }
+            Event::Rejected(rejected) => {
+                self.rejected.insert(name(&rejected), rejected);
+            }
+            Event::Notice(notice) => {
+                self.source_notices.insert(name(&notice), notice);
+            }
+            Event::Mended(object) => {
+                self.rejected.remove(&object);
+            }
+            Event::Synced(kind) => {
+                let state = self.kinds.entry(kind).or_default();
+                state.synced = true;
+                state.stale = None;
+            }
+            Event::Stale {
+                kind,
+                since,
+                reason,
+            } => {
+                self.kinds.entry(kind).or_default().stale = Some((since, reason));
+            }
+        }
+    }
+
+    /// A good version of an object, or its end, ends what was said of it.
+    fn forget(&mut self, id: &ObjectId) {
+        let name = id.to_string();
+        self.rejected.remove(&name);
+        self.source_notices.remove(&name);
+    }
+
+    fn take_local(&mut self, local: &Option<Arc<Local>>) {
+        if let Some(local) = local {
+            if !self.local_known || **local != self.local {
+                self.local = local.as_ref().clone();
+                self.local_known = true;
+                self.local_changed = true;
+                self.dirty_snapshot = true;
+            }
+        }
+    }
+
+    fn complete(&self) -> bool {
+        self.local_known && self.kinds.values().all(|kind| kind.synced)
+    }
+
+    fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {
+        if !self.complete() {
+            return Ok(());
+        }
+        let first = self.planner.is_none();
+        let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
+        let due = self.compiled.unfinished && self.retry.is_none();
+        let changed = !self.changes.is_empty() || self.local_changed || due;
+        let unattached = !self.unattached.is_empty();
+        if !(first || changed || (retried && (unfinished || unattached))) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let changes = std::mem::take(&mut self.changes);
+        let local_changed = std::mem::take(&mut self.local_changed);
+        let contents = if first {
+            let contents = self.datapath.contents().map_err(ReconcileError::Contents)?;
+            self.compile.adopt(&contents);
+            Some(contents)
+        } else {
+            None
+        };
+        if first || changed {
+            self.counts.changes += changes.len() as u64;
+            self.compiled =
+                self.compile
+                    .update(&self.cluster, &self.local, &changes, local_changed);
+        }
+        let delta = std::mem::take(&mut self.compiled.delta);
+        let datapath = self.datapath.as_mut();
+        let (planner, mut applied) = match (&mut self.planner, contents) {
+            (Some(planner), _) => {
+                let plan = planner.plan(&delta);
+                let applied = apply(planner, plan, datapath);
+                (planner, applied)
+            }
+            (None, contents) => {
+                let mut desired = Desired::default();
+                desired.merge(&delta);
+                let (mut planner, plan) = Planner::restore(contents.unwrap_or_default(), &desired);
+                let applied = apply(&mut planner, plan, datapath);
+                (self.planner.insert(planner), applied)
+            }
+        };
+        // Where something became free, what did not fit may fit now.
+        if applied.freed && planner.unfinished() {
+            let plan = planner.plan(&Delta::default());
+            add(&mut applied, apply(planner, plan, datapath));
+        }
+        if !self.attached || local_changed || (retried && unattached) {
+            self.attach()?;
+        }
+        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() {
+            None
+        } else if retried {
+            self.retry.map(|wait| (wait * 2).min(RETRY_MOST))
+        } else {
+            Some(self.retry.unwrap_or(RETRY_FIRST))
+        };
+        self.retry_at = self.retry.map(|wait| tokio::time::Instant::now() + wait);
+        for problem in &applied.problems {
+            tracing::warn!(object = problem.object, "{}", problem.reason);
+        }
+        self.counts.writes += applied.writes;
+        self.counts.applies += 1;
+        self.last_apply = Some(LastApply {
+            at: SystemTime::now(),
+            took: started.elapsed(),
+            writes: applied.writes,
+        });
+        self.state = None;
+        self.dirty_snapshot = true;
+        // What did not go through is tried again first: until then something may still point to what is to be removed.
+        if self.compiled.unfinished && self.retry.is_none() {
+            return self.reconcile(false);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<(), ReconcileError> {
+        match self.attach.attach(&self.local) {
+            Ok(problems) => {
+                for problem in &problems {
+                    tracing::warn!(object = problem.object, "{}", problem.reason);
+                }
+                self.unattached = problems;
+            }
+            Err(error) if !self.attached => return Err(ReconcileError::Attach(error)),
+            Err(error) => {
+                tracing::warn!("cannot attach: {error}");
+                let problem = Problem::new("programs", format!("cannot be attached: {error}"));
+                self.unattached = vec![problem];
+            }
+        }
+        self.attached = true;
+        self.ready.send_replace(true);
+        Ok(())
+    }
+
+    fn answer(&mut self, answer: oneshot::Sender<Arc<State>>) {
+        let state = self.state.get_or_insert_with(|| {
+            let planner = self.planner.as_ref();
+            Arc::new(State {
+                cluster: self.cluster.clone(),
+                local: self.local.clone(),
+                desired: planner.map_or_else(Desired::default, |p| p.desired().clone()),
+                contents: planner.map(|p| p.contents().clone()).unwrap_or_default(),
+                rules: self.compile.rules(),
+            })
+        });
+        // Whoever asked may have left.
+        let _gone = answer.send(Arc::clone(state));
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.dirty_snapshot) {
+            return;
+        }
+        let planner = self.planner.as_ref();
+        let problems: BTreeSet<Problem> = planner
+            .into_iter()
+            .flat_map(Planner::problems)
+            .chain(&self.compiled.problems)
+            .chain(&self.unattached)
+            .cloned()
+            .collect();
+        let compiled = self.compiled.notices.iter().map(|notice| Rejected {
+            object: notice.object.clone(),
+            id: None,
+            reason: notice.reason.clone(),
+        });
+        let notices = self.source_notices.values().cloned().chain(compiled);
+        self.snapshots.send_replace(Arc::new(Snapshot {
+            kinds: self.kinds.clone(),
+            local_known: self.local_known,
+            internal_ips: self
+                .cluster
+                .nodes
+                .get(&self.node)
+                .map(|node| node.internal_ips.clone())
+                .unwrap_or_default(),
+            problems: problems.into_iter().collect(),
+            rejected: self.rejected.values().cloned().collect(),
+            notices: notices.collect(),
+            usage: planner
+                .map(|p| snapshot::usage(p.contents()))
+                .unwrap_or_default(),
+            counts: self.counts,
+            last_apply: self.last_apply.clone(),
+        }));
+    }
+}
+
+fn name(rejected: &Rejected) -> String {
+    match &rejected.id {
+        Some(id) => id.to_string(),
+        None => rejected.object.clone(),
+    }
+}
+
+fn add(applied: &mut Applied, more: Applied) {
+    applied.writes += more.writes;
+    applied.problems = more.problems;
+}

@@ -1,0 +1,118 @@
+//! What the loop shows of itself.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use agent_common::{backend_state, limits, pod_flag};
+
+use crate::compile::RuleName;
+use crate::datapath::Contents;
+use crate::desired::Desired;
+use crate::local::Local;
+use crate::model::{Cluster, Kind};
+use crate::problem::Problem;
+use crate::source::Rejected;
+
+/// How a kind's source is.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct KindState {
+    /// Everything of the kind has been told at least once.
+    pub synced: bool,
+    /// The source is lost: since when, and why.
+    pub stale: Option<(SystemTime, String)>,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// Upserts and deletes told.
+    pub events: u64,
+    /// Those that changed something.
+    pub changes: u64,
+    /// Applies.
+    pub applies: u64,
+    /// Map writes.
+    pub writes: u64,
+}
+
+/// The last apply.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LastApply {
+    /// When it ended.
+    pub at: SystemTime,
+    /// How long compile, plan and writes took.
+    pub took: Duration,
+    /// Map writes.
+    pub writes: u64,
+}
+
+/// The small picture, published after each apply.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Snapshot {
+    /// Sync and staleness by kind.
+    pub kinds: BTreeMap<Kind, KindState>,
+    /// Whether the node's own state is known.
+    pub local_known: bool,
+    /// InternalIPs of this node, as its object says.
+    pub internal_ips: Vec<IpAddr>,
+    /// What is not in force as asked, sorted.
+    pub problems: Vec<Problem>,
+    /// Objects that sources could not take.
+    pub rejected: Vec<Rejected>,
+    /// Worth knowing.
+    pub notices: Vec<Rejected>,
+    /// Entries in use and capacity, by map.
+    pub usage: BTreeMap<&'static str, (usize, u32)>,
+    /// Counts since the start.
+    pub counts: Counts,
+    /// None before the first.
+    pub last_apply: Option<LastApply>,
+}
+
+/// The whole picture, copied on request.
+#[derive(Clone, Default, Debug)]
+pub struct State {
+    /// What the sources told.
+    pub cluster: Cluster,
+    /// What netlink told.
+    pub local: Local,
+    /// What the maps should say.
+    pub desired: Desired,
+    /// What they say.
+    pub contents: Contents,
+    /// What the numbers of verdicts stand for.
+    pub rules: BTreeMap<u32, RuleName>,
+}
+
+/// Entries in use and capacity, of the maps that the agent writes.
+pub(super) fn usage(maps: &Contents) -> BTreeMap<&'static str, (usize, u32)> {
+    let backends = maps.backends.values();
+    let pods = maps.pods.values();
+    BTreeMap::from([
+        (
+            "backends",
+            (
+                backends
+                    .filter(|b| b.word.state != backend_state::GONE)
+                    .count(),
+                limits::BACKENDS,
+            ),
+        ),
+        ("slots", (maps.slots.len(), limits::SLOTS)),
+        ("heads", (maps.heads.len(), limits::HEADS)),
+        ("services", (maps.services.len(), limits::SERVICES)),
+        ("addresses", (maps.addresses.len(), limits::ADDRESSES)),
+        ("prefixes", (maps.prefixes.len(), limits::PREFIXES)),
+        ("groups", (maps.groups.len(), limits::IDENTITIES)),
+        ("rules", (maps.rules.len(), limits::RULES)),
+        (
+            "pods",
+            (
+                pods.filter(|p| p.flags & pod_flag::USED != 0).count(),
+                limits::PODS,
+            ),
+        ),
+        ("links", (maps.links.len(), limits::LINKS)),
+    ])
+}

@@ -1,0 +1,132 @@
+//! The loop over maps in memory, with a compile that knows services only.
+
+use agent_common::{Address, ServiceEntry, ServiceKey, protocol};
+
+use super::*;
+use crate::compile::services::{ServiceOptions, Services};
+use crate::datapath::Contents;
+use crate::datapath::faulty::{Fault, Faulty};
+use crate::datapath::memory::{Capacities, Memory};
+use crate::model::{Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, intern};
+
+struct ServicesOnly(Services);
+
+impl Compile for ServicesOnly {
+    fn update(
+        &mut self,
+        cluster: &Cluster,
+        _local: &Local,
+        changes: &[Change],
+        _local_changed: bool,
+    ) -> Compiled {
+        let mut compiled = Compiled::default();
+        let options = ServiceOptions {
+            node_name: intern("n0"),
+        };
+        let (delta, problems) = (&mut compiled.delta, &mut compiled.problems);
+        self.0.update(cluster, changes, &options, delta, problems);
+        compiled
+    }
+
+    fn adopt(&mut self, _contents: &Contents) {}
+
+    fn rules(&self) -> BTreeMap<u32, RuleName> {
+        BTreeMap::new()
+    }
+}
+
+/// Attaches nothing.
+struct Nowhere;
+
+impl Attach for Nowhere {
+    fn attach(
+        &mut self,
+        _local: &Local,
+    ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Vec::new())
+    }
+}
+
+fn key(last: u8) -> ServiceKey {
+    ServiceKey::new(
+        Address::v4([172, 16, 0, last]),
+        80u16.to_be(),
+        protocol::TCP,
+    )
+}
+
+fn service(last: u8) -> Object {
+    Object::Service(Arc::new(Service {
+        key: ObjectKey::new("d", &format!("s{last}")),
+        cluster_ips: vec![[172, 16, 0, last].into()],
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        ports: vec![ServicePort {
+            name: intern("p"),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: 0,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        health_check_node_port: 0,
+    }))
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again() {
+    let mut before = Contents::default();
+    let entry = ServiceEntry {
+        pool: 9,
+        flags: 0,
+        check: key(9).check(),
+    };
+    before.services.insert(key(9), entry);
+    let mut datapath = Faulty::new(Memory::with(before, Capacities::default()));
+    // The first applies fail altogether.
+    for nth in 0..6 {
+        datapath.fail(nth, Fault::Refused);
+    }
+    let (reconciler, mut handle) = Reconciler::new(
+        Box::new(ServicesOnly(Services::default())),
+        Box::new(datapath),
+        &[Kind::Service, Kind::EndpointSlice],
+        Box::new(Nowhere),
+        intern("n0"),
+    );
+    let (events, received) = mpsc::channel(16);
+    let (_local, local) = watch::channel(Some(Arc::new(Local::default())));
+    let running = reconciler.run(received, local);
+    let test = async move {
+        events.send(Event::Upsert(service(1))).await.unwrap();
+        events.send(Event::Synced(Kind::Service)).await.unwrap();
+        handle.state().await.unwrap();
+        assert!(!*handle.ready.borrow());
+        assert!(handle.snapshots.borrow().last_apply.is_none());
+        events
+            .send(Event::Synced(Kind::EndpointSlice))
+            .await
+            .unwrap();
+        handle.ready.wait_for(|ready| *ready).await.unwrap();
+        let snapshots = &mut handle.snapshots;
+        let failed = snapshots
+            .wait_for(|s| s.last_apply.is_some())
+            .await
+            .unwrap()
+            .clone();
+        let named = |p: &Problem| p.object == "Service d/s1";
+        assert!(failed.problems.iter().any(named));
+        snapshots
+            .wait_for(|s| s.last_apply.is_some() && s.problems.is_empty())
+            .await
+            .unwrap();
+        let state = handle.state().await.unwrap();
+        let keys: Vec<_> = state.contents.services.keys().copied().collect();
+        assert_eq!(keys, [key(1)]);
+        drop(events);
+    };
+    let (ended, ()) = tokio::join!(running, test);
+    ended.unwrap();
+}

@@ -1,0 +1,637 @@
+//! The kernel side of the agent on real maps, programs, links and routes: loading, pins, writes and reading back, attaching by tcx
+//! and clsact, the cgroup, collection by age, and following netlink.
+//!
+//! Needs root; each test has a pin root of its own, and what touches interfaces a lab of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use agent_common::{
+    Address, AddressEntry, Backend, BackendWord, Config, Flow, GroupEntry, Head, LinkEntry,
+    NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, SetWord, Slot,
+    Tuple, Verdict, address_kind, backend_state, clock, limits, pod_flag, protocol, rule_bits,
+    set_flag,
+};
+use aya::programs::{SchedClassifier, TcAttachType};
+use sluice::datapath::attach::{Attacher, Mode};
+use sluice::datapath::conntrack::{self, Table};
+use sluice::datapath::load::{LoadError, Loaded, load};
+use sluice::datapath::object::Sizes;
+use sluice::datapath::pins::{PinError, Pins};
+use sluice::datapath::{Bits, Datapath, DatapathError, KernelDatapath, Write, cgroup, host};
+use sluice::local::{Local, UplinkChoice, watch};
+use sluice::model::Direction;
+use tests::lab::{Lab, bpffs, node::Node};
+
+/// However busy the machine is.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A pin root that goes with the test.
+struct Root(PathBuf);
+
+impl Root {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "loading programs needs root: run it through sudo"
+        );
+        bpffs::ensure_mounted().unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(Path::new("/sys/fs/bpf").join(format!("sluice-test-{}-{number}", std::process::id())))
+    }
+
+    fn load(&self) -> (Pins, Loaded) {
+        let pins = Pins::open(&self.0).unwrap();
+        let loaded = load(&pins, &Sizes::default()).unwrap_or_else(|error| panic!("{error}"));
+        (pins, loaded)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // A test that failed early may have made nothing.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn write_all(datapath: &mut KernelDatapath, writes: &[Write]) {
+    for write in writes {
+        datapath
+            .write(write)
+            .unwrap_or_else(|error| panic!("{write:?}: {error}"));
+    }
+}
+
+const V4: Address = Address::v4([10, 96, 0, 1]);
+const SERVICE: ServiceKey = ServiceKey::new(V4, 80_u16.to_be(), protocol::TCP);
+
+fn rule(length: u32) -> Bits<RuleKey> {
+    Bits {
+        length,
+        data: RuleKey {
+            port_be: 0,
+            protocol: 0,
+            ..RuleKey::packet(7, 3, 0, 0)
+        },
+    }
+}
+
+fn backend(port: u16) -> Backend {
+    Backend {
+        address: Address::v4([10, 244, 1, 9]),
+        word: BackendWord {
+            generation: 4,
+            port_be: port.to_be(),
+            state: backend_state::SERVING,
+            flags: 0,
+        },
+    }
+}
+
+fn pod(ifindex: u32) -> Pod {
+    Pod {
+        ifindex,
+        flags: pod_flag::USED,
+        mac: [2, 0, 0, 0, 0, 1],
+        host_mac: [2, 0, 0, 0, 0, 2],
+        ..Pod::default()
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_and_survives_a_restart() {
+    let root = Root::new();
+    let (pins, mut loaded) = root.load();
+    assert!(!loaded.adopted);
+    let datapath = &mut loaded.datapath;
+    let entry = AddressEntry {
+        identity: 5,
+        slot: NO_ADDRESS_SLOT,
+        kind: address_kind::CLUSTER_IP,
+        check: V4.check(),
+    };
+    let prefix = Bits {
+        length: 96 + 8,
+        data: Prefix {
+            bytes: Address::v4([10, 0, 0, 0]).bytes,
+        },
+    };
+    let set = SetWord {
+        set: 7,
+        flags: set_flag::ISOLATED,
+    };
+    let config = Config {
+        netns_cookie: 1,
+        features: 2,
+        layout: u64::from(limits::LAYOUT),
+    };
+    write_all(
+        datapath,
+        &[
+            Write::Backend(limits::BACKENDS - 1, backend(8080)),
+            Write::Slot(
+                3,
+                Slot {
+                    backend: limits::BACKENDS - 1,
+                },
+            ),
+            Write::Slot(4, Slot { backend: 17 }),
+            Write::Head(2, Head { first: 3, count: 2 }),
+            Write::Service(
+                SERVICE,
+                Some(ServiceEntry {
+                    pool: 2,
+                    flags: 0,
+                    check: SERVICE.check(),
+                }),
+            ),
+            Write::Address(V4, Some(entry)),
+            Write::Prefix(
+                prefix,
+                Some(PrefixEntry {
+                    identity: 6,
+                    _zero: 0,
+                }),
+            ),
+            Write::Group(6, GroupEntry { group: 3, _zero: 0 }),
+            Write::Rule(rule(rule_bits::GROUP), Some(Verdict::OPEN)),
+            Write::Epoch(1, 9),
+            Write::Pod(1, pod(12)),
+            Write::PodSet(1, Direction::Ingress, set),
+            Write::Link(12, Some(LinkEntry { slot: 1, _zero: 0 })),
+            Write::Config(config),
+        ],
+    );
+    datapath.grace().unwrap();
+    let before = datapath.contents().unwrap();
+    assert_eq!(before.backends[&(limits::BACKENDS - 1)], backend(8080));
+    assert_eq!(before.slots.len(), 2);
+    assert_eq!(
+        before.slots[&4].backend, 17,
+        "elements of four bytes are eight apart"
+    );
+    assert_eq!(before.heads[&2], Head { first: 3, count: 2 });
+    assert_eq!(before.addresses[&V4], entry);
+    assert_eq!(before.prefixes[&prefix].identity, 6);
+    assert_eq!(before.rules[&rule(rule_bits::GROUP)], Verdict::OPEN);
+    assert_eq!(before.config, config);
+    assert_eq!(
+        before.pods[&1],
+        Pod {
+            ingress: set,
+            epoch: 9,
+            ..pod(12)
+        },
+        "a slot keeps its epoch"
+    );
+
+    drop((pins, loaded));
+    let (_pins, mut loaded) = root.load();
+    assert!(loaded.adopted);
+    let datapath = &mut loaded.datapath;
+    let after = datapath.contents().unwrap();
+    assert_eq!(format!("{before:?}"), format!("{after:?}"));
+    // The MAC changes while redirects use it, and everything goes again; deleting twice is no error.
+    let redirected = Pod {
+        flags: pod_flag::USED | pod_flag::REDIRECT,
+        ..pod(12)
+    };
+    let moved = Pod {
+        mac: [6; 6],
+        host_mac: [8; 6],
+        ..redirected
+    };
+    write_all(
+        datapath,
+        &[Write::PodFacts(1, redirected), Write::PodFacts(1, moved)],
+    );
+    let read = datapath.contents().unwrap().pods[&1];
+    assert_eq!(
+        read,
+        Pod {
+            ingress: set,
+            epoch: 9,
+            ..moved
+        }
+    );
+    for _ in 0..2 {
+        write_all(
+            datapath,
+            &[
+                Write::Service(SERVICE, None),
+                Write::Address(V4, None),
+                Write::Prefix(prefix, None),
+                Write::Rule(rule(rule_bits::GROUP), None),
+                Write::Link(12, None),
+                Write::BackendWord(limits::BACKENDS - 1, BackendWord::default()),
+            ],
+        );
+    }
+    let end = datapath.contents().unwrap();
+    assert!(end.services.is_empty() && end.addresses.is_empty() && end.links.is_empty());
+    assert!(end.prefixes.is_empty() && end.rules.is_empty());
+}
+
+#[test]
+fn beyond_capacity_is_an_error_that_names_the_map() {
+    let root = Root::new();
+    let (_pins, mut loaded) = root.load();
+    let beyond = loaded
+        .datapath
+        .write(&Write::Head(limits::HEADS, Head::default()));
+    assert!(
+        matches!(
+            beyond,
+            Err(DatapathError::Range {
+                map: "heads",
+                index: limits::HEADS,
+                ..
+            })
+        ),
+        "{beyond:?}"
+    );
+    let entry = LinkEntry { slot: 0, _zero: 0 };
+    let full = (1..=limits::LINKS + 1)
+        .find_map(|i| loaded.datapath.write(&Write::Link(i, Some(entry))).err());
+    assert_eq!(
+        full.unwrap().to_string(),
+        format!("map links is full at {} entries", limits::LINKS)
+    );
+    // What is there can still be replaced.
+    loaded
+        .datapath
+        .write(&Write::Link(1, Some(LinkEntry { slot: 5, _zero: 0 })))
+        .unwrap();
+}
+
+#[test]
+fn pins_that_differ_are_refused_and_left_alone() {
+    let root = Root::new();
+    drop(root.load());
+    let pins = Pins::open(&root.0).unwrap();
+    assert!(
+        matches!(Pins::open(&root.0), Err(PinError::Busy(_))),
+        "one agent a pin root"
+    );
+    let larger = Sizes {
+        conntrack: limits::CONNTRACK * 2,
+        ..Sizes::default()
+    };
+    let error = load(&pins, &larger).map(|_| ()).unwrap_err();
+    assert!(matches!(error, LoadError::Pins(PinError::Differs { .. })));
+    let wanted = format!(
+        "max entries: {} pinned, {} wanted",
+        limits::CONNTRACK,
+        limits::CONNTRACK * 2
+    );
+    assert!(error.to_string().contains(&wanted), "{error}");
+
+    // Something else entirely under a map's name.
+    fs::remove_file(pins.map("services")).unwrap();
+    fs::rename(pins.map("programs"), pins.map("services")).unwrap();
+    let error = load(&pins, &Sizes::default())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("map type") && error.contains("value size: 4 pinned, 8 wanted"),
+        "{error}"
+    );
+    assert!(!error.contains('\n'));
+    drop(pins);
+
+    fs::create_dir(root.0.join("v999")).unwrap();
+    let error = Pins::open(&root.0).unwrap_err();
+    assert!(
+        matches!(error, PinError::OtherLayout { ref found, .. } if found == "v999"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_grace_period_is_waited_for() {
+    let root = Root::new();
+    let (_pins, mut loaded) = root.load();
+    let start = std::time::Instant::now();
+    for _ in 0..10 {
+        loaded.datapath.grace().unwrap();
+    }
+    println!("a grace period takes {:?}", start.elapsed() / 10);
+}
+
+fn ifindex(node: &Node, device: &str) -> u32 {
+    let device = device.to_owned();
+    node.netns()
+        .run(move || nix::net::if_::if_nametoindex(device.as_str()).unwrap())
+        .unwrap()
+}
+
+/// Our stubs on the node's interfaces, by the kernel's own lists: `bpftool net` for clsact, a query for tcx (which an older
+/// bpftool does not show).
+fn seen(node: &Node) -> Vec<String> {
+    node.netns()
+        .run(|| {
+            let output = std::process::Command::new("bpftool")
+                .args(["net", "show"])
+                .output()
+                .expect("bpftool");
+            let text = String::from_utf8(output.stdout).unwrap();
+            let mut stubs: Vec<String> = text
+                .lines()
+                .filter(|line| line.contains("sluice_stub_"))
+                .map(str::to_owned)
+                .collect();
+            for interface in nix::net::if_::if_nameindex().unwrap().iter() {
+                let name = interface.name().to_str().unwrap();
+                for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                    let (_, programs) = SchedClassifier::query_tcx(name, side).unwrap();
+                    for program in programs {
+                        stubs.push(format!(
+                            "{name} {side:?} {} {}",
+                            program.name_as_str().unwrap(),
+                            program.id()
+                        ));
+                    }
+                }
+            }
+            stubs
+        })
+        .unwrap()
+}
+
+fn attach_keeps_and_removes(mode: Mode) {
+    let lab = Lab::new("kernel").unwrap();
+    let node = lab.node("a").unwrap();
+    let (first, second) = (node.pod("first").unwrap(), node.pod("second").unwrap());
+    let root = Root::new();
+    let uplinks = BTreeSet::from([ifindex(&node, Node::UPLINK)]);
+    let pods = BTreeSet::from([
+        ifindex(&node, &first.device),
+        ifindex(&node, &second.device),
+    ]);
+    let agent = |pods: &BTreeSet<u32>, uplinks: &BTreeSet<u32>| {
+        node.netns()
+            .run(|| {
+                let (pins, mut loaded) = root.load();
+                let mut attacher = Attacher::new(&pins, &loaded.programs, mode).unwrap();
+                assert_eq!(attacher.mode(), mode);
+                loaded.programs.install().unwrap();
+                attacher.reconcile(pods, uplinks).unwrap()
+            })
+            .unwrap()
+    };
+    let report = agent(&pods, &uplinks);
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert_eq!(
+        (
+            report.attached.len(),
+            report.kept.len(),
+            report.detached.len()
+        ),
+        (5, 0, 0)
+    );
+    let shown = seen(&node);
+    let count = |name: &str| shown.iter().filter(|line| line.contains(name)).count();
+    assert_eq!(count("stub_from_pod"), 2, "{shown:?}");
+    assert_eq!(count("stub_from_u"), 1, "{shown:?}");
+
+    // A restart keeps the very same programs and links.
+    let report = agent(&pods, &uplinks);
+    assert_eq!(
+        (
+            report.attached.len(),
+            report.kept.len(),
+            report.detached.len()
+        ),
+        (0, 5, 0),
+        "{report:?}"
+    );
+    assert_eq!(seen(&node), shown);
+
+    // A pod goes, and its index with it; another pod's link is no longer one.
+    first.delete().unwrap();
+    let gone = BTreeSet::from([ifindex(&node, &second.device)]);
+    let report = agent(&gone, &uplinks);
+    assert_eq!(
+        (report.attached.len(), report.kept.len()),
+        (0, 3),
+        "{report:?}"
+    );
+    let report = agent(&BTreeSet::new(), &BTreeSet::new());
+    assert_eq!(report.detached.len(), 3, "{report:?}");
+    assert!(seen(&node).is_empty());
+
+    // An interface that does not exist fails alone.
+    let report = agent(
+        &BTreeSet::from([9_999, ifindex(&node, &second.device)]),
+        &BTreeSet::new(),
+    );
+    assert_eq!(
+        (report.attached.len(), report.failed.len()),
+        (2, 2),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn tcx_links_are_kept_by_a_restart_and_removed_when_unneeded() {
+    attach_keeps_and_removes(Mode::Tcx);
+}
+
+#[test]
+fn clsact_filters_are_kept_by_a_restart_and_removed_when_unneeded() {
+    attach_keeps_and_removes(Mode::Clsact);
+}
+
+#[test]
+fn changing_the_way_of_attaching_leaves_one_of_each() {
+    let lab = Lab::new("kernel").unwrap();
+    let node = lab.node("a").unwrap();
+    let pod = node.pod("first").unwrap();
+    let root = Root::new();
+    let pods = BTreeSet::from([ifindex(&node, &pod.device)]);
+    for (mode, attached, detached) in [
+        (Mode::Clsact, 2, 0),
+        (Mode::Auto, 2, 2),
+        (Mode::Clsact, 2, 2),
+    ] {
+        let report = node
+            .netns()
+            .run(|| {
+                let (pins, loaded) = root.load();
+                let mut attacher = Attacher::new(&pins, &loaded.programs, mode).unwrap();
+                attacher.reconcile(&pods, &BTreeSet::new()).unwrap()
+            })
+            .unwrap();
+        assert_eq!(
+            (report.attached.len(), report.detached.len()),
+            (attached, detached),
+            "{mode:?} {report:?}"
+        );
+        assert_eq!(seen(&node).len(), 2, "{mode:?}");
+    }
+}
+
+#[test]
+fn socket_programs_are_replaced_in_their_links() {
+    let lab = Lab::new("kernel").unwrap();
+    let root = Root::new();
+    let ours = host::cgroup(Some(lab.cgroup().path())).unwrap();
+    let attach = |path: &Path| {
+        let (pins, loaded) = root.load();
+        cgroup::attach(&pins, &loaded.programs, path).unwrap()
+    };
+    assert_eq!(
+        attach(&ours),
+        cgroup::CgroupReport {
+            attached: 8,
+            replaced: 0
+        }
+    );
+    assert_eq!(
+        attach(&ours),
+        cgroup::CgroupReport {
+            attached: 0,
+            replaced: 8
+        }
+    );
+    let other = lab.cgroup().child("other").unwrap();
+    assert_eq!(
+        attach(other.path()),
+        cgroup::CgroupReport {
+            attached: 8,
+            replaced: 0
+        }
+    );
+    let pins = Pins::open(&root.0).unwrap();
+    assert_eq!(cgroup::detach(&pins).unwrap().len(), 8);
+    assert!(host::netns_cookie().unwrap() > 0);
+    host::check().unwrap();
+}
+
+#[test]
+fn collection_takes_what_is_old_with_its_partner_and_leaves_what_lives() {
+    let root = Root::new();
+    let (pins, loaded) = root.load();
+    let map =
+        aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(pins.map("unreplied")).unwrap());
+    let mut map = aya::maps::HashMap::<_, Tuple, Flow>::try_from(map).unwrap();
+    let now = conntrack::now();
+    let old = now - clock::ticks(limits::UDP_UNREPLIED_SECONDS) - 5;
+    // 3,000 flows of two entries: several batches. Of every third, one half was touched just now.
+    for number in 0..3_000u16 {
+        let forward = Tuple {
+            source: Address::v4([10, 1, 0, 1]),
+            destination: Address::v4([10, 2, 0, 2]),
+            source_port_be: (1_000 + number).to_be(),
+            destination_port_be: 53_u16.to_be(),
+            protocol: protocol::UDP,
+            _zero: [0; 3],
+        };
+        for (key, fresh) in [(forward, number % 3 == 0), (forward.reversed(), false)] {
+            let flow = Flow {
+                new_source: key.source,
+                new_destination: key.destination,
+                new_source_port_be: key.source_port_be,
+                new_destination_port_be: key.destination_port_be,
+                last_seen: if fresh { now } else { old },
+                ..Flow::NONE
+            };
+            map.insert(key, flow, 0).unwrap();
+        }
+    }
+    let sweep = loaded.conntrack.collect(Table::Unreplied).unwrap();
+    assert_eq!((sweep.expired, sweep.revived), (4_000, 1_000), "{sweep:?}");
+    let mut left = 0;
+    loaded
+        .conntrack
+        .for_each(Table::Unreplied, |_, _| {
+            left += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(left, 2_000, "halves stay together");
+    assert_eq!(loaded.conntrack.collect(Table::Conntrack).unwrap().seen, 0);
+    let totals = loaded.counters.totals().unwrap();
+    assert!(totals.drops.iter().all(|drops| drops.counter.packets == 0));
+}
+
+#[test]
+fn netlink_tells_pods_and_uplinks_as_they_come_and_go() {
+    let lab = Lab::new("kernel").unwrap();
+    let node = lab.node("a").unwrap();
+    let early = node.pod("early").unwrap();
+    let uplink = ifindex(&node, Node::UPLINK);
+    node.netns()
+        .run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let watcher = watch(UplinkChoice::default()).await.unwrap();
+                let mut state = watcher.state();
+                let first = state.borrow_and_update().clone();
+                assert_eq!(first.pods.len(), 1, "{first:?}");
+                let pod = first.pods.values().next().unwrap();
+                assert_eq!(pod.name, early.device);
+                assert_eq!(pod.addresses, early.addresses().into());
+                assert!(pod.peer_elsewhere);
+                assert_eq!(
+                    first.uplinks.get(&uplink).map(String::as_str),
+                    Some(Node::UPLINK)
+                );
+                assert!(first.addresses.is_superset(&node.addresses().into()));
+
+                let late = node.pod("late").unwrap();
+                await_local(&mut state, |local| {
+                    local
+                        .pods
+                        .values()
+                        .any(|pod| pod.addresses == late.addresses().into())
+                })
+                .await;
+                early.link_down().unwrap();
+                await_local(&mut state, |local| local.pods.len() == 1).await;
+                early.link_up().unwrap();
+                await_local(&mut state, |local| local.pods.len() == 2).await;
+                let mac = [2, 0, 0, 0, 0, 9];
+                node.netns()
+                    .ip(&format!(
+                        "neigh replace {} lladdr 02:00:00:00:00:09 dev {}",
+                        late.ipv4, late.device
+                    ))
+                    .unwrap();
+                await_local(&mut state, |local| {
+                    local
+                        .pods
+                        .values()
+                        .any(|pod| pod.name == late.device && pod.pod_mac == Some(mac))
+                })
+                .await;
+                late.delete().unwrap();
+                await_local(&mut state, |local| local.pods.len() == 1).await;
+                watcher.choose(UplinkChoice {
+                    devices: BTreeSet::from(["nothing".to_owned()]),
+                    ..UplinkChoice::default()
+                });
+                await_local(&mut state, |local| local.uplinks.is_empty()).await;
+            });
+        })
+        .unwrap();
+}
+
+async fn await_local(
+    state: &mut tokio::sync::watch::Receiver<Local>,
+    wanted: impl Fn(&Local) -> bool,
+) {
+    let found = tokio::time::timeout(DEADLINE, state.wait_for(|local| wanted(local)))
+        .await
+        .is_ok_and(|found| found.is_ok());
+    assert!(found, "not in time; last: {:?}", *state.borrow());
+}
