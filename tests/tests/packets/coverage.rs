@@ -5,23 +5,56 @@ use tests::packet::row::{Row, coverage};
 
 /// Reasons that no row can reach, and why.
 const UNREACHED_REASONS: &[(Reason, &str)] = &[
-    (Reason::Vlan, "BPF_PROG_TEST_RUN takes no VLAN tag, and strips none: a lab case"),
-    (Reason::ConntrackFull, "an LRU map evicts instead of refusing, unless the kernel is out of memory"),
-    (Reason::TtlExceeded, "no path of this version decides it: the stack answers"),
-    (Reason::SourceRange, "loadBalancerSourceRanges come with external addresses"),
+    (
+        Reason::ConntrackFull,
+        "an LRU map evicts instead of refusing, unless the kernel is out of memory",
+    ),
+    (
+        Reason::TtlExceeded,
+        "no path of this version decides it: the stack answers",
+    ),
+    (
+        Reason::SourceRange,
+        "loadBalancerSourceRanges come with external addresses",
+    ),
 ];
 
 /// Counts that no row can reach, and why.
 const UNREACHED_COUNTS: &[(Count, &str)] = &[
-    (Count::SocketTranslated, "BPF_PROG_TEST_RUN does not run socket programs: a lab case"),
-    (Count::InsertFailed, "an LRU map evicts instead of refusing, unless the kernel is out of memory"),
+    (
+        Count::SocketTranslated,
+        "BPF_PROG_TEST_RUN does not run socket programs: a lab case",
+    ),
+    (
+        Count::InsertFailed,
+        "an LRU map evicts instead of refusing, unless the kernel is out of memory",
+    ),
 ];
 
 /// The hooks at which a packet may meet each of the reasons that more than one hook gives.
 const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
-    (hook::FROM_POD, &[Reason::PolicyEgress, Reason::PolicyIngress, Reason::Midstream, Reason::Fragment]),
-    (hook::TO_POD, &[Reason::PolicyIngress, Reason::Midstream, Reason::SourceMartian, Reason::Fragment]),
-    (hook::FROM_UPLINK, &[Reason::SourceMartian, Reason::ClusterIpFromOutside]),
+    (
+        hook::FROM_POD,
+        &[
+            Reason::PolicyEgress,
+            Reason::PolicyIngress,
+            Reason::Midstream,
+            Reason::Fragment,
+        ],
+    ),
+    (
+        hook::TO_POD,
+        &[
+            Reason::PolicyIngress,
+            Reason::Midstream,
+            Reason::SourceMartian,
+            Reason::Fragment,
+        ],
+    ),
+    (
+        hook::FROM_UPLINK,
+        &[Reason::SourceMartian, Reason::ClusterIpFromOutside],
+    ),
 ];
 
 fn rows() -> impl Iterator<Item = &'static &'static Row> {
@@ -39,8 +72,13 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
 
 #[test]
 fn every_reason_and_count_has_a_row() {
-    let failed: Vec<_> = rows().filter_map(|row| row.result().as_ref().err()).collect();
-    assert!(failed.is_empty(), "rows that fail reach nothing: {failed:#?}");
+    let failed: Vec<_> = rows()
+        .filter_map(|row| row.result().as_ref().err())
+        .collect();
+    assert!(
+        failed.is_empty(),
+        "rows that fail reach nothing: {failed:#?}"
+    );
     let seen = coverage();
     for reason in Reason::ALL {
         let reached = seen.reasons.iter().any(|(_, r)| r == reason);

@@ -1,6 +1,8 @@
 //! Policy: in both directions, after translation, by epochs.
 
-use agent_common::{Count, GROUP_ANY, NEVER_JUDGED, Reason, action, event_kind, feature, flow_flag, hook, set_flag};
+use agent_common::{
+    Count, GROUP_ANY, NEVER_JUDGED, Reason, action, event_kind, feature, flow_flag, hook, set_flag,
+};
 use tests::packet::address::at;
 use tests::packet::build::Packet;
 use tests::packet::outcome::Via;

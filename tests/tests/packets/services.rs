@@ -252,7 +252,7 @@ rows! {
         w.resize(&service, 1);
         w.from_pod(&a, &Packet::syn(a.at(40000), vip)).delivered_to(&b);
         w.from_pod(&b, &Packet::syn_ack(b.at(8080), a.at(40000))).delivered_to(&a);
-        w.resize(&service, 2);
+        w.slot(&service, 0, service.backends[1]);
         w.backend(service.backends[0], |word| word.state = backend_state::GONE);
         let out = w
             .from_pod(&a, &Packet::ack(a.at(40000), vip).numbers(5, 99))
@@ -260,7 +260,6 @@ rows! {
             .shows(vip, a.at(40000));
         assert_eq!(out.seen().bare_segment().unwrap(), (99, 0, tcp::RST));
         assert_eq!(w.entries(), 0);
-        // The random choice may meet the gone one: it looks again.
         w.from_pod(&a, &Packet::syn(a.at(40001), vip)).delivered_to(&c);
     }
 
@@ -451,13 +450,31 @@ fn port_unreachable(out: &tests::packet::outcome::Outcome) {
     let seen = out.seen();
     let sent = &out.sent[14..];
     let v4 = sent[0] >> 4 == 4;
-    let (header, protocol, kind) = if v4 { (20, 1, [3, 3]) } else { (40, 58, [1, 4]) };
+    let (header, protocol, kind) = if v4 {
+        (20, 1, [3, 3])
+    } else {
+        (40, 58, [1, 4])
+    };
     assert_eq!(seen.protocol, protocol);
     assert_eq!(seen.transport[..2], kind);
     assert_eq!(seen.transport[4..8], [0; 4]);
-    assert_eq!(seen.transport[8..], sent[..header + 8], "it quotes what was sent");
-    let ends = |b: &[u8]| if v4 { (b[12..16].to_vec(), b[16..20].to_vec()) } else { (b[8..24].to_vec(), b[24..40].to_vec()) };
+    assert_eq!(
+        seen.transport[8..],
+        sent[..header + 8],
+        "it quotes what was sent"
+    );
+    let ends = |b: &[u8]| {
+        if v4 {
+            (b[12..16].to_vec(), b[16..20].to_vec())
+        } else {
+            (b[8..24].to_vec(), b[24..40].to_vec())
+        }
+    };
     let (source, destination) = ends(sent);
     assert_eq!(ends(&out.frame[14..]), (destination, source));
-    assert_eq!(seen.to_mac, tests::packet::build::SOURCE_MAC, "back where it came from");
+    assert_eq!(
+        seen.to_mac,
+        tests::packet::build::SOURCE_MAC,
+        "back where it came from"
+    );
 }

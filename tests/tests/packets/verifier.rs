@@ -9,7 +9,11 @@ use tests::packet::object;
 const LIMIT: u32 = 250_000;
 
 fn verified(program: &Program) -> u32 {
-    program.info().unwrap().verified_instruction_count().unwrap()
+    program
+        .info()
+        .unwrap()
+        .verified_instruction_count()
+        .unwrap()
 }
 
 #[test]
@@ -23,7 +27,10 @@ fn every_program_passes_the_verifier_within_its_bound() {
             object::load_program(&mut ebpf, &name).unwrap_or_else(|error| panic!("{error:#}"));
             let count = verified(ebpf.program(&name).unwrap());
             println!("set_retval={set_retval} {name:16} {count:>7} instructions verified");
-            assert!(count <= LIMIT, "{name}: {count} instructions verified, more than {LIMIT}");
+            assert!(
+                count <= LIMIT,
+                "{name}: {count} instructions verified, more than {LIMIT}"
+            );
         }
     }
 }
