@@ -295,10 +295,12 @@ fn local_to_the_link(frame: &[u8]) -> bool {
         (8, 6) => true,
         (0x86, 0xdd) => {
             let (next, hops) = (frame[20], frame[21]);
+            // Cut frames have no message there.
+            let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
             match (next, hops) {
-                (58, 255) => (133..=137).contains(&frame[54]),
-                (58, 1) => matches!(frame[54], 130..=132 | 143),
-                (0, 1) => frame[54] == 58 && frame[55] == 0 && matches!(frame[62], 130..=132 | 143),
+                (58, 255) => (133..=137).contains(&byte(54)),
+                (58, 1) => matches!(byte(54), 130..=132 | 143),
+                (0, 1) => byte(54) == 58 && byte(55) == 0 && matches!(byte(62), 130..=132 | 143),
                 _ => false,
             }
         }
@@ -311,7 +313,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound
     }
 }

@@ -6,7 +6,7 @@ use tests::packet::object;
 
 /// Instructions that the verifier may walk for one program. The kernel's own limit is 1,000,000; older ones walk more of the same
 /// program, since they prune less.
-const LIMIT: u32 = 250_000;
+const LIMIT: u32 = 300_000;
 
 fn verified(program: &Program) -> u32 {
     program
