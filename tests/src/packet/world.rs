@@ -17,7 +17,7 @@ use aya::maps::{
 use aya::util::nr_cpus;
 
 use super::address::Family;
-use super::{links, object};
+use super::{flows, links, object};
 
 /// Index of the uplink among the interfaces.
 const UPLINK: usize = 0;
@@ -89,6 +89,8 @@ pub struct World {
     slots: Array<MapData, Slot>,
     backends: Array<MapData, Backend>,
     config: Array<MapData, Config>,
+    /// Whether each run takes the events out of the ring.
+    pub(super) reading: bool,
     next_pool: u32,
     next_backend: u32,
     next_identity: u32,
@@ -146,6 +148,7 @@ impl World {
             backends: Array::try_from(take(&mut ebpf, "backends")?)?,
             config: Array::try_from(take(&mut ebpf, "config")?)?,
             ebpf,
+            reading: true,
             next_pool: 0,
             next_backend: 0,
             next_identity: FIRST_IDENTITY,
@@ -173,12 +176,10 @@ impl World {
         zero(&mut self.slots)?;
         zero(&mut self.backends)?;
         zero(&mut self.config)?;
-        for index in 0..self.budget.len() {
-            let full = vec![Budget::default(); nr_cpus().map_err(|(_, error)| error)?];
-            self.budget.set(index, PerCpuValues::try_from(full)?, 0)?;
-        }
+        self.refill(Budget::default())?;
         object::fill(&self.ebpf, &mut self.programs)?;
         self.tell()?;
+        self.reading = true;
         self.next_pool = 0;
         self.next_backend = 0;
         self.next_identity = FIRST_IDENTITY;
@@ -190,7 +191,11 @@ impl World {
     /// # Errors
     /// The kernel refuses the write; likewise for every other setter.
     pub fn features(&mut self, features: u64) -> Result<()> {
-        let config = Config { features, netns_cookie: 0, layout: limits::LAYOUT.into() };
+        let config = Config {
+            features,
+            netns_cookie: 0,
+            layout: limits::LAYOUT.into(),
+        };
         Ok(self.config.set(0, config, 0)?)
     }
 
@@ -214,8 +219,20 @@ impl World {
         };
         self.must(|w| {
             w.pods.set(pod.slot, content, 0)?;
-            w.link_slots.insert(pod.ifindex, LinkEntry { slot: pod.slot, _zero: 0 }, 0)?;
-            w.address(pod.address, address_kind::LOCAL_POD, Some(pod.slot), pod.identity)
+            w.link_slots.insert(
+                pod.ifindex,
+                LinkEntry {
+                    slot: pod.slot,
+                    _zero: 0,
+                },
+                0,
+            )?;
+            w.address(
+                pod.address,
+                address_kind::LOCAL_POD,
+                Some(pod.slot),
+                pod.identity,
+            )
         });
         pod
     }
@@ -251,8 +268,18 @@ impl World {
         self.must(|w| w.address(address, address_kind::LOCAL_POD, Some(to.slot), to.identity));
     }
 
+    /// Makes an address nobody's.
+    pub fn forget_address(&mut self, address: IpAddr) {
+        self.must(|w| Ok(w.addresses.remove(&address.into())?));
+    }
+
     /// A service with backends at these addresses. `protocol` is IP's number.
-    pub fn service(&mut self, frontend: SocketAddr, protocol: u8, backends: &[SocketAddr]) -> Service {
+    pub fn service(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        backends: &[SocketAddr],
+    ) -> Service {
         self.service_with_flags(frontend, protocol, backends, 0)
     }
 
@@ -266,7 +293,11 @@ impl World {
     ) -> Service {
         let pool = self.next_pool;
         self.next_pool += 1;
-        let mut service = Service { frontend, pool, backends: Vec::new() };
+        let mut service = Service {
+            frontend,
+            pool,
+            backends: Vec::new(),
+        };
         self.must(|w| {
             let first = w.next_backend;
             for address in backends {
@@ -288,7 +319,15 @@ impl World {
             let count = u32::try_from(backends.len())?;
             w.heads.set(pool, Head { first, count }, 0)?;
             let key = ServiceKey::new(frontend.ip().into(), frontend.port().to_be(), protocol);
-            w.services.insert(key, ServiceEntry { pool, flags, check: key.check() }, 0)?;
+            w.services.insert(
+                key,
+                ServiceEntry {
+                    pool,
+                    flags,
+                    check: key.check(),
+                },
+                0,
+            )?;
             w.cluster_ip(frontend.ip())
         });
         service
@@ -319,6 +358,33 @@ impl World {
         });
     }
 
+    /// Puts a backend into one of a service's slots.
+    pub fn slot(&mut self, service: &Service, index: u32, backend: u32) {
+        self.must(|w| {
+            let head = w.heads.get(&service.pool, 0)?;
+            Ok(w.slots.set(head.first + index, Slot { backend }, 0)?)
+        });
+    }
+
+    /// Spends the budgets of events and refusals on every CPU. They fill again with the next tick of the coarse clock, a few
+    /// milliseconds later.
+    pub fn spend_budgets(&mut self) {
+        self.must(|w| {
+            w.refill(Budget {
+                tokens: 0,
+                refilled_ns: flows::now_ns(),
+            })
+        });
+    }
+
+    fn refill(&mut self, with: Budget) -> Result<()> {
+        for index in 0..self.budget.len() {
+            let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
+            self.budget.set(index, PerCpuValues::try_from(all)?, 0)?;
+        }
+        Ok(())
+    }
+
     /// Empties a slot of the program array.
     pub fn unload(&mut self, slot: u32) {
         self.must(|w| Ok(w.programs.clear_index(&slot)?));
@@ -333,13 +399,24 @@ impl World {
         self.next_identity
     }
 
-    fn address(&mut self, address: IpAddr, kind: u8, slot: Option<u32>, identity: u32) -> Result<()> {
+    fn address(
+        &mut self,
+        address: IpAddr,
+        kind: u8,
+        slot: Option<u32>,
+        identity: u32,
+    ) -> Result<()> {
         let address = Address::from(address);
         let slot = match slot {
             Some(slot) => u16::try_from(slot)?,
             None => NO_ADDRESS_SLOT,
         };
-        let entry = AddressEntry { identity, slot, kind, check: address.check() };
+        let entry = AddressEntry {
+            identity,
+            slot,
+            kind,
+            check: address.check(),
+        };
         Ok(self.addresses.insert(address, entry, 0)?)
     }
 
