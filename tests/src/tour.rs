@@ -24,8 +24,8 @@ use self::stage::Stage;
 /// # Errors
 /// Not root, or the samples are not those of the tour, or a step did not show what it should: the error says which.
 pub fn run(dir: &Path, once: bool) -> Result<()> {
-    let samples = Samples::read(dir)
-        .with_context(|| format!("reading the samples in {}", dir.display()))?;
+    let samples =
+        Samples::read(dir).with_context(|| format!("reading the samples in {}", dir.display()))?;
     let stage = Stage::set(&samples)?;
     print::step(2, "Requests spread over the backends");
     traffic::requests_spread(&stage).context("requests should spread over the backends")?;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use agent_common::{
-    Counter, Flow, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple, Verdict,
-    drop_index, hook, limits::LAYOUT, pod_flag,
+    Counter, Flow, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple,
+    Verdict, drop_index, hook, limits::LAYOUT, pod_flag,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;

@@ -23,11 +23,15 @@ pub(super) fn leave_nothing_behind(lab: &Lab) -> Result<()> {
         .context("listening for signals")?;
     let mut signals = {
         let _inside = runtime.enter();
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
-            .map(signal)
-            .into_iter()
-            .collect::<std::io::Result<Vec<Signal>>>()
-            .context("listening for signals")?
+        [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ]
+        .map(signal)
+        .into_iter()
+        .collect::<std::io::Result<Vec<Signal>>>()
+        .context("listening for signals")?
     };
     thread::Builder::new()
         .name("ending".to_owned())

@@ -51,8 +51,5 @@ pub(super) fn bar(name: &str, count: u64, all: u64) {
 
 /// The end of the steps.
 pub(super) fn over() {
-    println!(
-        "\n{}",
-        painted("Every step showed what it should.", BOLD)
-    );
+    println!("\n{}", painted("Every step showed what it should.", BOLD));
 }

@@ -55,7 +55,10 @@ impl Samples {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default();
             if is_manifest(name) {
                 let text = fs::read_to_string(&path)
                     .with_context(|| format!("reading {}", path.display()))?;
@@ -93,7 +96,9 @@ impl Samples {
             .with_context(|| format!("no Service {name}"))?;
         let addresses = service["spec"]["clusterIPs"].as_array();
         let addresses = addresses.context("a Service without clusterIPs")?;
-        let port = service.pointer("/spec/ports/0/port").and_then(Value::as_u64);
+        let port = service
+            .pointer("/spec/ports/0/port")
+            .and_then(Value::as_u64);
         Ok(Service {
             namespace: text(service, "/metadata/namespace")?,
             name: name.to_owned(),
@@ -147,7 +152,8 @@ fn pod(object: &Value) -> Result<PodSpec> {
         }
     }
     let both = ipv4.zip(ipv6);
-    let (ipv4, ipv6) = both.with_context(|| format!("Pod {name} wants an address of each family"))?;
+    let (ipv4, ipv6) =
+        both.with_context(|| format!("Pod {name} wants an address of each family"))?;
     Ok(PodSpec::new(&name)
         .in_namespace(&text(object, "/metadata/namespace")?)
         .at(ipv4, ipv6))

@@ -36,7 +36,8 @@ fn changed(stage: &Stage, addresses: &[String], change: Change) -> Result<String
             match change {
                 Change::Gone => endpoints.retain(|endpoint| !is_its(endpoint)),
                 Change::Ends => endpoints.iter_mut().filter(|e| is_its(e)).for_each(|e| {
-                    e["conditions"] = json!({ "ready": false, "serving": true, "terminating": true });
+                    e["conditions"] =
+                        json!({ "ready": false, "serving": true, "terminating": true });
                 }),
             }
         }

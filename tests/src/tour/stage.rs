@@ -73,7 +73,10 @@ impl Stage {
             ));
         }
         let mut servers = BTreeMap::new();
-        for pod in pods.values().filter(|pod| pod.name.starts_with(BACKEND) || pod.name == FRONTEND) {
+        for pod in pods
+            .values()
+            .filter(|pod| pod.name.starts_with(BACKEND) || pod.name == FRONTEND)
+        {
             let server = Server::on_ports(pod.netns(), &pod.name, &pod.addresses(), &[HTTP])?;
             servers.insert(pod.name.clone(), server);
         }
@@ -108,7 +111,13 @@ impl Stage {
             .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|of| Some(format!("{} {}", of["count"].as_u64()?, of["kind"].as_str()?)))
+            .filter_map(|of| {
+                Some(format!(
+                    "{} {}",
+                    of["count"].as_u64()?,
+                    of["kind"].as_str()?
+                ))
+            })
             .collect();
         print::good(&format!(
             "ready in {:.1} s: {}; programs attached in {places} places",
@@ -140,7 +149,9 @@ impl Stage {
     pub(super) fn wait_for_backends(&self, wanted: impl Fn(&[Value]) -> bool) -> Result<()> {
         let end = Instant::now() + DEADLINE;
         loop {
-            let list = self.agent.cli(&["service", "list", "-n", &self.backend.namespace])?;
+            let list = self
+                .agent
+                .cli(&["service", "list", "-n", &self.backend.namespace])?;
             let services = list["services"].as_array().into_iter().flatten();
             let frontends: Vec<&Value> = services
                 .filter(|service| service["name"] == BACKEND)

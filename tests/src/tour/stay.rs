@@ -31,10 +31,8 @@ const BUFFER: usize = 4_096;
 pub(super) fn until_interrupted(stage: &Stage, samples: &Path) -> Result<()> {
     // Before anything is said, so that no edit that follows is missed.
     let mut changes = Inotify::init().context("watching the samples")?;
-    let mask = WatchMask::CLOSE_WRITE
-        | WatchMask::MOVED_TO
-        | WatchMask::MOVED_FROM
-        | WatchMask::DELETE;
+    let mask =
+        WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
     changes
         .watches()
         .add(samples, mask)
@@ -101,7 +99,10 @@ fn take_over(stage: &Stage, samples: &Path, name: &Path) -> Result<()> {
         if now != before {
             print::good(&format!("{shown} was edited, and is taken in"));
             for rejected in status["rejected"].as_array().into_iter().flatten() {
-                print::line(&format!("rejected: {}: {}", rejected["object"], rejected["reason"]));
+                print::line(&format!(
+                    "rejected: {}: {}",
+                    rejected["object"], rejected["reason"]
+                ));
             }
             return Ok(());
         }
@@ -114,5 +115,8 @@ fn take_over(stage: &Stage, samples: &Path, name: &Path) -> Result<()> {
 
 /// What is different after a change: the last apply, and what is rejected.
 fn applied(status: &Value) -> (Value, Value) {
-    (status["last_apply"]["at"].clone(), status["rejected"].clone())
+    (
+        status["last_apply"]["at"].clone(),
+        status["rejected"].clone(),
+    )
 }

@@ -96,7 +96,10 @@ pub(super) fn stranger_is_dropped(stage: &Stage) -> Result<()> {
         ensure!(seen.is_empty(), "{} saw it: {seen:?}", server.name());
     }
     let counted = stage.pinned().drops(Reason::PolicyIngress)? - before;
-    ensure!(counted >= 2, "only {counted} packets were counted as dropped by policy");
+    ensure!(
+        counted >= 2,
+        "only {counted} packets were counted as dropped by policy"
+    );
     // The control: the same servers answer who may ask, and the stranger is answered where no policy is.
     for (from, service) in [("client", &stage.backend), (STRANGER, &stage.frontend)] {
         let from = stage.pod(from)?;
@@ -110,7 +113,9 @@ pub(super) fn stranger_is_dropped(stage: &Stage) -> Result<()> {
             );
         }
     }
-    print::good("no backend saw anything of it; shop/client is answered, and so is the stranger by shop/frontend");
+    print::good(
+        "no backend saw anything of it; shop/client is answered, and so is the stranger by shop/frontend",
+    );
     Ok(())
 }
 

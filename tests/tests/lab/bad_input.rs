@@ -82,7 +82,9 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
     let [good_service, ..] = service("web", WEB, &[]);
 
     // A file that is no YAML, beside the others.
-    scene.dir.put_file("broken.yaml", "kind: [unclosed\n  - : :\n")?;
+    scene
+        .dir
+        .put_file("broken.yaml", "kind: [unclosed\n  - : :\n")?;
     let reason = scene.told(&[REJECTED], "broken.yaml")?;
     ensure!(!reason.is_empty());
     assert_in_force(&scene)?;
@@ -94,15 +96,32 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
     // Each of these replaces something good.
     let spoil = |object: &Value, pointer: &str, with: Value| -> Result<Value> {
         let mut bad = object.clone();
-        *bad.pointer_mut(pointer).with_context(|| format!("{object} has no {pointer}"))? = with;
+        *bad.pointer_mut(pointer)
+            .with_context(|| format!("{object} has no {pointer}"))? = with;
         Ok(bad)
     };
     let block = |cidr: &str| json!([{ "from": [{ "ipBlock": { "cidr": cidr } }] }]);
     let cases = [
-        ("EndpointSlice default/web-ipv4", spoil(&good_slices[0], "/endpoints/0/addresses/0", json!("10.244.1.999"))?),
-        ("Service default/web", spoil(&good_service, "/spec/ports/0/port", json!(0))?),
-        ("NetworkPolicy default/guard", spoil(&guard, "/spec/ingress", block("10.0.0.0/99"))?),
-        ("NetworkPolicy default/guard", spoil(&guard, "/spec/ingress", block("no address"))?),
+        (
+            "EndpointSlice default/web-ipv4",
+            spoil(
+                &good_slices[0],
+                "/endpoints/0/addresses/0",
+                json!("10.244.1.999"),
+            )?,
+        ),
+        (
+            "Service default/web",
+            spoil(&good_service, "/spec/ports/0/port", json!(0))?,
+        ),
+        (
+            "NetworkPolicy default/guard",
+            spoil(&guard, "/spec/ingress", block("10.0.0.0/99"))?,
+        ),
+        (
+            "NetworkPolicy default/guard",
+            spoil(&guard, "/spec/ingress", block("no address"))?,
+        ),
         (
             "NetworkPolicy default/guard",
             spoil(
@@ -128,14 +147,23 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
 
     // A policy that selects nothing is good, and worth a word.
     scene.apply([&on("no-such-pod", "idle", json!({}))])?;
-    ensure!(!scene.told(&[NOTICES], "NetworkPolicy default/idle")?.is_empty());
+    ensure!(
+        !scene
+            .told(&[NOTICES], "NetworkPolicy default/idle")?
+            .is_empty()
+    );
 
     // A service whose slices name no port: said somewhere, refused as one without endpoints, nothing else touched.
-    let portless = manifests::endpoint_slices("default", "portless", &[], &ready(&scene, &BACKENDS)?);
+    let portless =
+        manifests::endpoint_slices("default", "portless", &[], &ready(&scene, &BACKENDS)?);
     let [service_object, ..] = service("portless", 30, &[]);
     scene.dir.put_all(&portless)?;
     scene.apply([&service_object])?;
-    ensure!(!scene.told(&[REJECTED, NOTICES, PROBLEMS], "portless")?.is_empty());
+    ensure!(
+        !scene
+            .told(&[REJECTED, NOTICES, PROBLEMS], "portless")?
+            .is_empty()
+    );
     assert_in_force(&scene)?;
 
     // Mended, the file is not told of any more.
@@ -144,18 +172,28 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
     let left = scene.objects_told(REJECTED)?;
     ensure!(left.is_empty(), "{left:?}");
     ensure!(
-        scene.agent.process().id() == started && scene.agent.process().wait(Duration::ZERO)?.is_none(),
+        scene.agent.process().id() == started
+            && scene.agent.process().wait(Duration::ZERO)?.is_none(),
         "the agent did not live through it:\n{}",
         scene.agent.log_tail()
     );
-    ensure!(!scene.agent.log().contains("panicked"), "{}", scene.agent.log_tail());
+    ensure!(
+        !scene.agent.log().contains("panicked"),
+        "{}",
+        scene.agent.log_tail()
+    );
     Ok(())
 }
 
 #[test]
 fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> Result<()> {
     let scene = web(&[])?;
-    let crowd = manifests::service("default", "crowd", &vip(40)[..1], &[crate::scene::port(HTTP, tests::lab::traffic::Proto::Tcp)]);
+    let crowd = manifests::service(
+        "default",
+        "crowd",
+        &vip(40)[..1],
+        &[crate::scene::port(HTTP, tests::lab::traffic::Proto::Tcp)],
+    );
     let items: Vec<Value> = (0..MANY / PER_SLICE)
         .map(|slice| {
             let endpoint = |n: usize| {
@@ -175,37 +213,60 @@ fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> R
         })
         .collect();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
-    scene.dir.put_file("crowd.json", &serde_json::to_string(&list)?)?;
+    scene
+        .dir
+        .put_file("crowd.json", &serde_json::to_string(&list)?)?;
     scene.dir.put(&crowd)?;
     // It takes as long as it takes; a moment in which the agent is busy is no reason to give up.
     let end = Instant::now() + 6 * DEADLINE;
     let served = loop {
         let listed = scene.agent.cli(&["service", "list"])?;
-        let crowd = listed["services"].as_array().into_iter().flatten().find(|s| s["name"] == "crowd");
+        let crowd = listed["services"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|s| s["name"] == "crowd");
         let backends = crowd
             .and_then(|s| s["frontends"][0]["backends"].as_array())
             .map_or(0, Vec::len);
-        let problem = scene.objects_told(PROBLEMS)?.iter().any(|o| o.contains("crowd"));
+        let problem = scene
+            .objects_told(PROBLEMS)?
+            .iter()
+            .any(|o| o.contains("crowd"));
         if backends == MANY || problem {
             break backends;
         }
-        ensure!(Instant::now() < end, "{backends} of {MANY} endpoints are served, and no problem is told");
+        ensure!(
+            Instant::now() < end,
+            "{backends} of {MANY} endpoints are served, and no problem is told"
+        );
     };
     if served != MANY {
         let reason = scene.told(&[PROBLEMS], "crowd")?;
-        ensure!(reason.chars().any(|c| c.is_ascii_digit()), "no limit is named: {reason}");
+        ensure!(
+            reason.chars().any(|c| c.is_ascii_digit()),
+            "no limit is named: {reason}"
+        );
     }
     println!("{served} endpoints are served");
     scene.settle()?;
     scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)?;
     // And back.
-    scene.dir.put_file("crowd.json", "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": []}")?;
+    scene.dir.put_file(
+        "crowd.json",
+        "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": []}",
+    )?;
     scene.remove([&crowd])?;
     scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)
 }
 
 /// The agent must end by itself, with an error, and its last line must say all of `words`.
-fn assert_refuses(lab: &Lab, name: &str, change: impl FnOnce(&mut AgentPlan), words: &[&str]) -> Result<()> {
+fn assert_refuses(
+    lab: &Lab,
+    name: &str,
+    change: impl FnOnce(&mut AgentPlan),
+    words: &[&str],
+) -> Result<()> {
     let node = lab.node(name)?;
     let dir = ManifestDir::create(lab.dir(), &format!("manifests-{name}"))?;
     let mut plan = AgentPlan::new(&node, Source::Manifests(dir.path().to_owned()))?;
@@ -220,7 +281,9 @@ fn assert_refuses(lab: &Lab, name: &str, change: impl FnOnce(&mut AgentPlan), wo
 fn ensure_one_clear_line(log: &str, words: &[&str]) -> Result<()> {
     let last = log.trim_end().lines().last().unwrap_or_default();
     ensure!(
-        words.iter().all(|word| last.contains(word)) && !log.contains("panicked") && !log.contains("Caused by"),
+        words.iter().all(|word| last.contains(word))
+            && !log.contains("panicked")
+            && !log.contains("Caused by"),
         "one line that says {words:?} is wanted, not:\n{log}"
     );
     Ok(())

@@ -25,8 +25,13 @@ fn filters(scene: &Scene) -> Result<BTreeMap<(String, &'static str), Vec<u64>>> 
                     .args(["-j", "filter", "show", "dev", device, side])
                     .output()
             })??;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            let listed: Value = serde_json::from_slice(&output.stdout).context("what tc printed")?;
+            ensure!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let listed: Value =
+                serde_json::from_slice(&output.stdout).context("what tc printed")?;
             let programs = listed
                 .as_array()
                 .into_iter()

@@ -15,8 +15,7 @@ use crate::verdict::ensure_unseen;
 /// The MAC of every host side.
 const HOST_MAC: [u8; 6] = [0xaa; 6];
 /// The link-local address that the kernel derives from [`HOST_MAC`] (RFC 4291, appendix A).
-const HOST_LINK_LOCAL: Ipv6Addr =
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0xa8aa, 0xaaff, 0xfeaa, 0xaaaa);
+const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xa8aa, 0xaaff, 0xfeaa, 0xaaaa);
 /// Any port of the sender.
 const SOURCE_PORT: u16 = 40_000;
 /// Spoofed frames sent.
@@ -45,7 +44,11 @@ fn mac(pod: &Pod) -> Result<[u8; 6]> {
 fn checksum(bytes: impl IntoIterator<Item = u8>) -> [u8; 2] {
     let mut sum: u32 = 0;
     for (index, byte) in bytes.into_iter().enumerate() {
-        sum += if index % 2 == 0 { u32::from(byte) << 8 } else { u32::from(byte) };
+        sum += if index % 2 == 0 {
+            u32::from(byte) << 8
+        } else {
+            u32::from(byte)
+        };
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -59,7 +62,9 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX).to_be_bytes();
+    let length = u16::try_from(8 + payload.len())
+        .unwrap_or(u16::MAX)
+        .to_be_bytes();
     let mut packet = Vec::new();
     packet.extend(SOURCE_PORT.to_be_bytes());
     packet.extend(port.to_be_bytes());
@@ -79,7 +84,11 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
 /// What is behind the MAC addresses: type, IP header, UDP.
 fn datagram(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
     let udp = udp(from, to, port, payload);
-    let length = |header: usize| u16::try_from(header + udp.len()).unwrap_or(u16::MAX).to_be_bytes();
+    let length = |header: usize| {
+        u16::try_from(header + udp.len())
+            .unwrap_or(u16::MAX)
+            .to_be_bytes()
+    };
     let mut packet = Vec::new();
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -125,8 +134,12 @@ fn a_pod_sends_from_its_own_addresses_only() -> Result<()> {
     for (own, to) in liar.addresses().into_iter().zip(targets) {
         let mark = server.mark();
         raw.send(&frame(liar, &[], &datagram(own, to, HTTP, b"honest\n"))?)?;
-        let wanted = |frame: &[u8]| frame.windows(6).any(|w| w == b"honest") && frame[..6] != HOST_MAC;
-        ensure!(raw.receive(DEADLINE, wanted)?.is_some(), "no answer from {to}");
+        let wanted =
+            |frame: &[u8]| frame.windows(6).any(|w| w == b"honest") && frame[..6] != HOST_MAC;
+        ensure!(
+            raw.receive(DEADLINE, wanted)?.is_some(),
+            "no answer from {to}"
+        );
         ensure!(server.seen_since(mark).len() == 1);
     }
     let others = [
@@ -141,16 +154,25 @@ fn a_pod_sends_from_its_own_addresses_only() -> Result<()> {
         for (source, to) in other.into_iter().zip(targets) {
             let (mark, before) = (server.mark(), scene.pinned().drops(Reason::SourceSpoofed)?);
             for _ in 0..FRAMES {
-                raw.send(&frame(liar, &[], &datagram(source, to, HTTP, b"spoofed\n"))?)?;
+                raw.send(&frame(
+                    liar,
+                    &[],
+                    &datagram(source, to, HTTP, b"spoofed\n"),
+                )?)?;
             }
             // A veth delivers on the sender's CPU: what was sent has been judged. An honest request behind it says that the
             // server has had time to see it.
             scene.assert_allowed("liar", "server", HTTP)?;
             let dropped = scene.pinned().drops(Reason::SourceSpoofed)? - before;
-            ensure!(dropped == FRAMES, "{source}: {dropped} of {FRAMES} were dropped as spoofed");
+            ensure!(
+                dropped == FRAMES,
+                "{source}: {dropped} of {FRAMES} were dropped as spoofed"
+            );
             let seen = server.seen_since(mark);
             ensure!(
-                seen.iter().all(|seen| seen.peer.ip() != source && seen.token.as_deref() != Some("spoofed")),
+                seen.iter().all(
+                    |seen| seen.peer.ip() != source && seen.token.as_deref() != Some("spoofed")
+                ),
                 "{seen:?}"
             );
         }
@@ -166,14 +188,21 @@ fn a_vlan_tag_is_no_way_around_policy() -> Result<()> {
     scene.apply([&deny_all("client")])?;
     let (client, server) = (&scene.actor("client")?.pod, scene.server("server")?);
     let raw = RawSocket::open(client.netns(), Pod::DEVICE)?;
-    for (own, to) in client.addresses().into_iter().zip(scene.addresses("server")?) {
+    for (own, to) in client
+        .addresses()
+        .into_iter()
+        .zip(scene.addresses("server")?)
+    {
         let (mark, before) = (server.mark(), scene.pinned().drops(Reason::Vlan)?);
         let tag = [ethertype::VLAN, TAG].concat();
         for _ in 0..FRAMES {
             raw.send(&frame(client, &tag, &datagram(own, to, HTTP, b"tagged\n"))?)?;
         }
         let dropped = scene.pinned().drops(Reason::Vlan)? - before;
-        ensure!(dropped == FRAMES, "{dropped} of {FRAMES} were dropped for their tag");
+        ensure!(
+            dropped == FRAMES,
+            "{dropped} of {FRAMES} were dropped for their tag"
+        );
         ensure_unseen(server, mark)?;
         // The control: the server is there.
         scene.assert_allowed("node", "server", HTTP)?;
@@ -191,11 +220,15 @@ fn neighbour_protocols_go_on_under_default_deny() -> Result<()> {
     let own = mac(pod)?;
     raw.send(&arp_request(own, pod.ipv4, scene.node.ipv4))?;
     let is_answer = |frame: &[u8]| {
-        frame[..6] == own && frame[12..14] == ethertype::ARP && frame[28..32] == scene.node.ipv4.octets()
+        frame[..6] == own
+            && frame[12..14] == ethertype::ARP
+            && frame[28..32] == scene.node.ipv4.octets()
     };
     ensure!(raw.receive(DEADLINE, is_answer)?.is_some(), "no ARP answer");
     // Neighbour discovery: the pod's stack asks for the node's link-local address before it sends anything there.
-    let index = pod.netns().run(|| nix::net::if_::if_nametoindex(Pod::DEVICE))??;
+    let index = pod
+        .netns()
+        .run(|| nix::net::if_::if_nametoindex(Pod::DEVICE))??;
     let to = std::net::SocketAddrV6::new(HOST_LINK_LOCAL, HTTP, 0, index);
     pod.netns().run(|| -> Result<()> {
         let socket = UdpSocket::bind("[::]:0")?;
@@ -210,9 +243,15 @@ fn neighbour_protocols_go_on_under_default_deny() -> Result<()> {
             && frame[54] == ADVERTISEMENT
             && frame[62..78] == HOST_LINK_LOCAL.octets()
     };
-    ensure!(raw.receive(DEADLINE, is_answer)?.is_some(), "no neighbour advertisement");
+    ensure!(
+        raw.receive(DEADLINE, is_answer)?.is_some(),
+        "no neighbour advertisement"
+    );
     // The node asks for the pod anew, in both families.
-    scene.node.netns().ip(&format!("neigh flush dev {}", pod.device))?;
+    scene
+        .node
+        .netns()
+        .ip(&format!("neigh flush dev {}", pod.device))?;
     scene.assert_allowed("node", "pod", HTTP)?;
     ensure!(scene.pinned().drops(Reason::NeighbourSpoofed)? == 0);
     // And nothing else of all this came through: the pod is isolated still.

@@ -67,12 +67,7 @@ fn the_node_reaches_its_isolated_pods_and_they_do_not_reach_it() -> Result<()> {
     let scene = Scene::new(&roles(&["server"]))?;
     scene.apply([&deny_all("server")])?;
     scene.assert_allowed("node", "server", HTTP)?;
-    let host = Server::on_ports(
-        scene.node.netns(),
-        "host",
-        &scene.node.addresses(),
-        &[HTTP],
-    )?;
+    let host = Server::on_ports(scene.node.netns(), "host", &scene.node.addresses(), &[HTTP])?;
     let mark = host.mark();
     let before = scene.pinned().drops(Reason::PolicyEgress)?;
     let probes = scene.probes("server", "node", HTTP)?;

@@ -72,21 +72,16 @@ fn random_policies_decide_as_the_oracle_does() -> Result<()> {
         })
         .collect();
     let scene = Scene::new(&roles)?;
-    let host = Server::on_ports(
-        scene.node.netns(),
-        "node",
-        &scene.node.addresses(),
-        &PORTS,
-    )?;
+    let host = Server::on_ports(scene.node.netns(), "node", &scene.node.addresses(), &PORTS)?;
     let range = Range::of(&scene)?;
     let (mut allowed, mut judged) = (0, 0);
     let mut before: Vec<Value> = Vec::new();
     for set in 0..sets {
         let now = policies(&mut dice, &range);
-        for old in before.iter().filter(|old| {
-            now.iter()
-                .all(|new| new["metadata"] != old["metadata"])
-        }) {
+        for old in before
+            .iter()
+            .filter(|old| now.iter().all(|new| new["metadata"] != old["metadata"]))
+        {
             scene.dir.remove(old)?;
         }
         scene.dir.put_all(&now)?;
@@ -102,14 +97,13 @@ fn random_policies_decide_as_the_oracle_does() -> Result<()> {
             &namespace_labels(&mut dice, namespace),
         ))?;
         scene.settle()?;
-        let (passed, all) = compare(&scene, &host)
-            .with_context(|| {
-                let text: String = now
-                    .iter()
-                    .map(|policy| serde_yaml_ng::to_string(policy).unwrap_or_default() + "---\n")
-                    .collect();
-                format!("set {set} of {SEED_VARIABLE}={seed}:\n{text}")
-            })?;
+        let (passed, all) = compare(&scene, &host).with_context(|| {
+            let text: String = now
+                .iter()
+                .map(|policy| serde_yaml_ng::to_string(policy).unwrap_or_default() + "---\n")
+                .collect();
+            format!("set {set} of {SEED_VARIABLE}={seed}:\n{text}")
+        })?;
         (allowed, judged) = (allowed + passed, judged + all);
         before = now;
     }
@@ -284,7 +278,9 @@ fn cases(scene: &Scene, cluster: &Cluster) -> Result<Vec<Case>> {
             };
             for port in PORTS {
                 for proto in Proto::ALL {
-                    for (to_address, source) in at(scene.addresses(to)?, port).into_iter().zip(sources) {
+                    for (to_address, source) in
+                        at(scene.addresses(to)?, port).into_iter().zip(sources)
+                    {
                         let protocol = match proto {
                             Proto::Tcp => Protocol::Tcp,
                             Proto::Udp => Protocol::Udp,

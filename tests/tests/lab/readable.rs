@@ -22,7 +22,13 @@ fn bpftool_prints_the_maps_fields_by_name() -> Result<()> {
         ("pods", &["ifindex", "mac", "epoch"]),
         (
             "conntrack",
-            &["source", "destination", "new_destination", "last_seen", "path"],
+            &[
+                "source",
+                "destination",
+                "new_destination",
+                "last_seen",
+                "path",
+            ],
         ),
         ("addresses", &["identity", "kind"]),
         ("counters", &["packets", "bytes"]),

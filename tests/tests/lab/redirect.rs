@@ -65,7 +65,9 @@ fn a_redirected_packet_meets_its_targets_ingress_policy() -> Result<()> {
         .pinned()
         .flows()?
         .into_iter()
-        .filter(|(tuple, flow)| client.contains(&tuple.source) && flow.flags & flow_flag::REPLY == 0)
+        .filter(|(tuple, flow)| {
+            client.contains(&tuple.source) && flow.flags & flow_flag::REPLY == 0
+        })
         .collect();
     ensure!(
         flows.len() >= 4 && flows.iter().all(|(_, flow)| flow.path == path::PEER),
@@ -74,7 +76,10 @@ fn a_redirected_packet_meets_its_targets_ingress_policy() -> Result<()> {
 
     // The stranger's packets would take the same way, and are dropped where they enter, by the target's ingress.
     let from_pod = |reason| scene.pinned().drops_at(hook::FROM_POD, reason);
-    let (ingress, egress) = (from_pod(Reason::PolicyIngress)?, from_pod(Reason::PolicyEgress)?);
+    let (ingress, egress) = (
+        from_pod(Reason::PolicyIngress)?,
+        from_pod(Reason::PolicyEgress)?,
+    );
     scene.assert_denied("stranger", "server", HTTP, Reason::PolicyIngress)?;
     ensure!(
         from_pod(Reason::PolicyIngress)? - ingress >= 4,

@@ -145,7 +145,9 @@ fn what_changed_while_the_agent_was_dead_is_in_force_after_its_start() -> Result
     };
     let (old, new) = (only("guarded", "client"), only("open", "client"));
     scene.dir.put_all(&gone)?;
-    scene.dir.put_all(&service("web", WEB, &ready(&scene, &BACKENDS)?))?;
+    scene
+        .dir
+        .put_all(&service("web", WEB, &ready(&scene, &BACKENDS)?))?;
     scene.apply([&old])?;
     scene.assert_denied("stranger", "guarded", HTTP, Reason::PolicyIngress)?;
     scene.assert_allowed("stranger", "open", HTTP)?;

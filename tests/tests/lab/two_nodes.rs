@@ -20,8 +20,12 @@ fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
     let remote = node.pod("remote")?;
     let server = Server::on_ports(remote.netns(), "remote", &remote.addresses(), &PORTS)?;
     scene.dir.put(&manifests::node(&node, &[]))?;
-    scene.dir.put(&manifests::pod(&remote, &[("app", "remote")], &[]))?;
-    scene.dir.put_all(&service("remote", 10, &[Endpoint::ready(&remote)]))?;
+    scene
+        .dir
+        .put(&manifests::pod(&remote, &[("app", "remote")], &[]))?;
+    scene
+        .dir
+        .put_all(&service("remote", 10, &[Endpoint::ready(&remote)]))?;
     let only_client = on(
         "remote",
         "only-client",
@@ -51,7 +55,10 @@ fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
             let (mark, before) = (server.mark(), there.drops(Reason::PolicyIngress)?);
             let before_here = here.drops(Reason::PolicyIngress)?;
             let outcomes = probe::run(&denied, Patience::MATRIX)?;
-            ensure!(outcomes.iter().all(|o| *o == Outcome::TimedOut), "{outcomes:?}");
+            ensure!(
+                outcomes.iter().all(|o| *o == Outcome::TimedOut),
+                "{outcomes:?}"
+            );
             ensure_unseen(&server, mark)?;
             ensure!(there.drops(Reason::PolicyIngress)? - before >= denied.len() as u64);
             ensure!(here.drops(Reason::PolicyIngress)? == before_here);
@@ -66,7 +73,11 @@ fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
             for proto in Proto::ALL {
                 // The remote pod takes its own node always, and nobody else's.
                 let own = of.name == node.name;
-                let deadline = if own { DEADLINE } else { Patience::MATRIX.quiet };
+                let deadline = if own {
+                    DEADLINE
+                } else {
+                    Patience::MATRIX.quiet
+                };
                 let outcome = host.ask(proto, to, deadline)?;
                 let right = match own {
                     true => outcome.by() == Some("remote"),
@@ -84,7 +95,10 @@ fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
         .into_iter()
         .collect::<Result<_>>()?;
     let outcomes = probe::run(&stranger, Patience::MATRIX)?;
-    ensure!(outcomes.iter().all(|o| *o == Outcome::TimedOut), "{outcomes:?}");
+    ensure!(
+        outcomes.iter().all(|o| *o == Outcome::TimedOut),
+        "{outcomes:?}"
+    );
     ensure!(there.drops(Reason::PolicyIngress)? > before);
     scene.agent.start_again()?;
     scene.settle()?;

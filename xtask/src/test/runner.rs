@@ -12,6 +12,9 @@ use super::outcome::Outcome;
 use super::tiers::Tier;
 use crate::{setup, shell, workspace};
 
+/// Targets of tests that start `sluice` as a process.
+const START_THE_AGENT: [&str; 2] = ["lab", "cluster"];
+
 /// Builds and runs one tier.
 pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
     let started = Instant::now();
@@ -39,6 +42,14 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
     // Documentation's examples are built when they run.
     if cargo.contains(&"--doc") {
         return Ok(());
+    }
+    // cargo builds the programs of the package whose tests it builds, and no other's.
+    if cargo.iter().any(|word| START_THE_AGENT.contains(word)) {
+        let mut agent = workspace::cargo();
+        agent
+            .args(["build", "--package", "sluice", "--bin", "sluice"])
+            .envs(environment.iter().copied());
+        shell::run(setup::with_ebpf_toolchain(&mut agent)).context("the agent does not build")?;
     }
     let mut command = workspace::cargo();
     command

@@ -100,6 +100,14 @@ pub(crate) const TIERS: &[Tier] = &[
         5,
     ),
     root(
+        "lab",
+        "the agent as a process, real sockets in pods' namespaces; the tour",
+        &["--package", "tests", "--test", "lab"],
+        2,
+        &[Need::Lab],
+        15,
+    ),
+    root(
         "kernel",
         "pins, maps, attaching, netlink, on the real object",
         &["--package", "tests", "--test", "kernel"],

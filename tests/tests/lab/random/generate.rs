@@ -19,7 +19,10 @@ const POD_LABELS: [(&str, &[&str]); 3] = [
     ("canary", &["yes"]),
 ];
 /// Label keys of namespaces, likewise.
-const NAMESPACE_LABELS: [(&str, &[&str]); 2] = [("team", &["red", "green", "blue"]), ("stage", &["prod", "test"])];
+const NAMESPACE_LABELS: [(&str, &[&str]); 2] = [
+    ("team", &["red", "green", "blue"]),
+    ("stage", &["prod", "test"]),
+];
 /// A value that nothing has.
 const NOBODY: &str = "nobody";
 /// Policies of a set, at least and at most.
@@ -31,10 +34,7 @@ pub(super) fn labels(dice: &mut Dice) -> Vec<(&'static str, &'static str)> {
 }
 
 /// A namespace's labels.
-pub(super) fn namespace_labels(
-    dice: &mut Dice,
-    _name: &str,
-) -> Vec<(&'static str, &'static str)> {
+pub(super) fn namespace_labels(dice: &mut Dice, _name: &str) -> Vec<(&'static str, &'static str)> {
     some_of(dice, &NAMESPACE_LABELS)
 }
 
@@ -56,7 +56,10 @@ pub(super) fn named_ports(index: usize) -> Vec<NamedPort<'static>> {
     let port = |name, port, proto| NamedPort { name, port, proto };
     match index % 3 {
         0 => vec![port("http", HTTP, Proto::Tcp), port("dns", DNS, Proto::Udp)],
-        1 => vec![port("http", OTHER, Proto::Tcp), port("dns", DNS, Proto::Tcp)],
+        1 => vec![
+            port("http", OTHER, Proto::Tcp),
+            port("dns", DNS, Proto::Tcp),
+        ],
         _ => vec![port("http", HTTP, Proto::Udp)],
     }
 }
@@ -86,9 +89,17 @@ impl Range {
         blocks.push((v4_at(9, 29), vec![v4_at(10, 31)]));
         blocks.push((v6_at(9, 125), vec![v6_at(10, 127)]));
         let mut all_v4 = parts_v4;
-        all_v4.extend([v4.clone(), manifests::world_cidr(false), "192.168.50.0/24".to_owned()]);
+        all_v4.extend([
+            v4.clone(),
+            manifests::world_cidr(false),
+            "192.168.50.0/24".to_owned(),
+        ]);
         let mut all_v6 = parts_v6;
-        all_v6.extend([v6.clone(), manifests::world_cidr(true), "fd00:50::/64".to_owned()]);
+        all_v6.extend([
+            v6.clone(),
+            manifests::world_cidr(true),
+            "fd00:50::/64".to_owned(),
+        ]);
         blocks.push(("0.0.0.0/0".to_owned(), all_v4));
         blocks.push(("::/0".to_owned(), all_v6));
         for ipv6 in [false, true] {
@@ -96,7 +107,10 @@ impl Range {
         }
         for (pod, ipv6) in [("p1", 0), ("p5", 1)] {
             let length = [32, 128][ipv6];
-            blocks.push((format!("{}/{length}", scene.addresses(pod)?[ipv6]), Vec::new()));
+            blocks.push((
+                format!("{}/{length}", scene.addresses(pod)?[ipv6]),
+                Vec::new(),
+            ));
         }
         Ok(Self { blocks })
     }
@@ -113,12 +127,25 @@ pub(super) fn policies(dice: &mut Dice, range: &Range) -> Vec<Value> {
 fn policy(dice: &mut Dice, range: &Range, number: usize) -> Value {
     let mut spec = json!({ "podSelector": selector(dice, &POD_LABELS) });
     let (ingress, egress) = dice.pick(&[(true, false), (false, true), (true, true)]);
-    for (name, key, there) in [("Ingress", "ingress", ingress), ("Egress", "egress", egress)] {
+    for (name, key, there) in [
+        ("Ingress", "ingress", ingress),
+        ("Egress", "egress", egress),
+    ] {
         if !there {
             continue;
         }
         let rules: Vec<Value> = (0..dice.pick(&[0, 1, 2, 2, 3]))
-            .map(|_| rule(dice, range, if ingress && key == "ingress" { "from" } else { "to" }))
+            .map(|_| {
+                rule(
+                    dice,
+                    range,
+                    if ingress && key == "ingress" {
+                        "from"
+                    } else {
+                        "to"
+                    },
+                )
+            })
             .collect();
         spec[key] = json!(rules);
         let types = spec["policyTypes"].as_array().cloned().unwrap_or_default();
