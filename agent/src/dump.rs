@@ -15,6 +15,9 @@ use crate::datapath::Bits;
 use crate::reconcile::State;
 use names::Names;
 
+/// Ends the line of a backend that no new flow chooses.
+pub const FOR_ITS_FLOWS: &str = ", for the flows that it has";
+
 /// What the maps hold, in names: one line for each entry, sorted. Numbers that lead nowhere are shown as such.
 pub fn maps(state: &State) -> String {
     let names = Names::new(state);

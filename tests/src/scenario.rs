@@ -1,7 +1,8 @@
 //! Scenarios: manifests in, the sorted dump of the maps out.
 //!
 //! A scenario is one text of sections, after the manner of Go's txtar. The lines before the first say which rule of SEMANTICS.md it
-//! is about, and may set options (`# ip-block-mode: cilium`, `# unknown-pod: deny`, `# restart: differs`). Then:
+//! is about, and may set options (`# ip-block-mode: cilium`, `# unknown-pod: deny`, and where what
+//! happened before counts `# restart: differs`, `# oracle: differs`). Then:
 //!
 //! ```text
 //! -- local --           the node's own state: `links` (ifindex, name, addresses), `addresses`

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use agent_common::{
-    AddressEntry, GROUP_ANY, IDENTITY_UNKNOWN, address_kind, pod_flag, rule_bits,
-};
+use agent_common::{AddressEntry, GROUP_ANY, IDENTITY_UNKNOWN, address_kind, pod_flag, rule_bits};
 
 use crate::compile::RuleName;
 use crate::model::{Direction, ObjectKey, Peer, Pod, PortSpec, Protocol, Text};

@@ -19,7 +19,10 @@ pub(super) fn lines(state: &State, names: &Names<'_>, lines: &mut Vec<String>) {
         lines.push(format!("address {address}: {what}"));
     }
     for (bits, entry) in &maps.prefixes {
-        let group = maps.groups.get(&entry.identity).map_or(GROUP_ANY, |g| g.group);
+        let group = maps
+            .groups
+            .get(&entry.identity)
+            .map_or(GROUP_ANY, |g| g.group);
         let group = match group {
             GROUP_ANY => "no group".to_owned(),
             group => format!("group {}", names.group(group)),
@@ -42,10 +45,10 @@ pub(super) fn lines(state: &State, names: &Names<'_>, lines: &mut Vec<String>) {
             continue;
         }
         let mut line = format!(
-            "pod {}: egress {}, ingress {}",
+            "pod {}: {}, {}",
             names.slot(*slot),
-            word(names, pod.egress),
-            word(names, pod.ingress),
+            word(names, "egress", pod.egress),
+            word(names, "ingress", pod.ingress),
         );
         for (flag, name) in [
             (pod_flag::ANY_SOURCE, ", any source"),
@@ -92,13 +95,14 @@ fn address_of(state: &State, names: &Names<'_>, ip: &IpAddr, entry: &AddressEntr
     }
 }
 
-fn word(names: &Names<'_>, word: SetWord) -> String {
+/// A set says its direction itself.
+fn word(names: &Names<'_>, direction: &str, word: SetWord) -> String {
     if word.flags & set_flag::ISOLATED == 0 {
-        "open".to_owned()
+        format!("{direction} open")
     } else if word.flags & set_flag::UNKNOWN != 0 {
-        "closed until the pod is known".to_owned()
+        format!("{direction} closed until the pod is known")
     } else if word.set == 0 {
-        "closed".to_owned()
+        format!("{direction} closed")
     } else {
         names.set(word.set).to_owned()
     }
@@ -138,7 +142,11 @@ fn ports(bits: &Bits<RuleKey>) -> String {
         protocol::SCTP => "SCTP".to_owned(),
         other => format!("protocol {other}"),
     };
-    let Some(fixed) = bits.length.checked_sub(rule_bits::PROTOCOL).filter(|f| *f > 0) else {
+    let Some(fixed) = bits
+        .length
+        .checked_sub(rule_bits::PROTOCOL)
+        .filter(|f| *f > 0)
+    else {
         return name;
     };
     let first = u16::from_be(bits.data.port_be);

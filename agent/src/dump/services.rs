@@ -69,7 +69,10 @@ pub(super) fn lines(state: &State, lines: &mut Vec<String>) {
             }
         }
         // Behind the live ones stand those that no new flow chooses; what is not the pool's any more is left where it stood.
-        let Some(pool) = keys.get(number).and_then(|key| state.desired.pools.get(key)) else {
+        let Some(pool) = keys
+            .get(number)
+            .and_then(|key| state.desired.pools.get(key))
+        else {
             continue;
         };
         let behind = (head.first.saturating_add(head.count)..)
@@ -80,12 +83,19 @@ pub(super) fn lines(state: &State, lines: &mut Vec<String>) {
             let Some(backend) = maps.backends.get(&slot.backend) else {
                 continue;
             };
-            let endpoint = (IpAddr::from(backend.address), u16::from_be(backend.word.port_be));
-            let kept = pool.backends.get(&endpoint).is_some_and(|spec| !spec.chosen);
+            let endpoint = (
+                IpAddr::from(backend.address),
+                u16::from_be(backend.word.port_be),
+            );
+            let kept = pool
+                .backends
+                .get(&endpoint)
+                .is_some_and(|spec| !spec.chosen);
             if kept && backend.word.state != backend_state::GONE && told.insert(endpoint) {
                 lines.push(format!(
-                    "backend {name}: {}, for the flows that it has",
-                    backend_text(backend)
+                    "backend {name}: {}{}",
+                    backend_text(backend),
+                    super::FOR_ITS_FLOWS,
                 ));
             }
         }

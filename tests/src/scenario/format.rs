@@ -44,6 +44,8 @@ pub struct Scenario {
     pub options: Options,
     /// Whether a restart is meant to change nothing.
     pub restart_same: bool,
+    /// Whether the maps say what the objects alone say.
+    pub oracle_same: bool,
     /// The steps.
     pub steps: Vec<Step>,
 }
@@ -110,12 +112,13 @@ impl Scenario {
             }
         }
         let mut options = Options::new(intern(NODE));
-        let mut restart_same = true;
+        let (mut restart_same, mut oracle_same) = (true, true);
         for line in head.lines() {
             match line.trim() {
                 "# ip-block-mode: cilium" => options.ip_block_mode = IpBlockMode::Cilium,
                 "# unknown-pod: deny" => options.unknown_pod = UnknownPod::Deny,
                 "# restart: differs" => restart_same = false,
+                "# oracle: differs" => oracle_same = false,
                 _ => {}
             }
         }
@@ -147,6 +150,7 @@ impl Scenario {
             sections,
             options,
             restart_same,
+            oracle_same,
             steps,
         })
     }

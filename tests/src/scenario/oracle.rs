@@ -63,7 +63,10 @@ fn services(state: &State, options: &Options) -> Result<()> {
                     }
                 };
                 let socket = format!("{ip} port {port} {}", name.name());
-                ensure!(got == want, "{socket}: the maps say {got:?}, it is {want:?}");
+                ensure!(
+                    got == want,
+                    "{socket}: the maps say {got:?}, it is {want:?}"
+                );
             }
         }
     }
@@ -77,7 +80,11 @@ fn ends(state: &State) -> BTreeSet<IpAddr> {
     ends.extend(cluster.nodes_at.keys());
     ends.extend(&state.local.addresses);
     ends.extend(state.local.pods.values().flat_map(|link| &link.addresses));
-    ends.extend(STRANGERS.iter().filter_map(|text| text.parse::<IpAddr>().ok()));
+    ends.extend(
+        STRANGERS
+            .iter()
+            .filter_map(|text| text.parse::<IpAddr>().ok()),
+    );
     for policy in cluster.policies.values() {
         let rules = policy.ingress.iter().chain(&policy.egress).flatten();
         for peer in rules.flat_map(|rule| rule.peers.iter().flatten()) {
@@ -119,7 +126,8 @@ fn edges(address: IpAddr, length: u8, ends: &mut BTreeSet<IpAddr>) {
 /// The ports that policies speak of, and those beside them.
 fn ports(state: &State) -> BTreeSet<u16> {
     let mut ports = BTreeSet::from([NO_PORT, 80]);
-    let mut around = |port: u16| ports.extend([port.saturating_sub(1), port, port.saturating_add(1)]);
+    let mut around =
+        |port: u16| ports.extend([port.saturating_sub(1), port, port.saturating_add(1)]);
     for policy in state.cluster.policies.values() {
         let rules = policy.ingress.iter().chain(&policy.egress).flatten();
         for port in rules.flat_map(|rule| rule.ports.iter().flatten()) {
@@ -176,7 +184,14 @@ fn judge(state: &State, options: &Options, flow: &Flow) -> Result<()> {
         let word = if egress { pod.egress } else { pod.ingress };
         let known = maps.address(&peer);
         let port_be = flow.port.to_be();
-        Some(lookup::judge(maps, word, &peer, known, flow.protocol, port_be))
+        Some(lookup::judge(
+            maps,
+            word,
+            &peer,
+            known,
+            flow.protocol,
+            port_be,
+        ))
     };
     let egress = side(flow.source, flow.destination, true);
     same(state, egress, &want.egress).context("egress")?;
@@ -186,15 +201,31 @@ fn judge(state: &State, options: &Options, flow: &Flow) -> Result<()> {
 
 fn same(state: &State, got: Option<Verdict>, want: &Answer) -> Result<()> {
     let Some(got) = got else {
-        ensure!(want.by == By::Nothing, "no pod is asked, and it is {want:?}");
+        ensure!(
+            want.by == By::Nothing,
+            "no pod is asked, and it is {want:?}"
+        );
         return Ok(());
     };
     let name = state.rules.get(&got.rule);
-    ensure!(got.passes() == want.allowed, "{got:?} by {name:?}, and it is {want:?}");
+    ensure!(
+        got.passes() == want.allowed,
+        "{got:?} by {name:?}, and it is {want:?}"
+    );
     let audited = got.passes() && got.action & action::MASK != action::ALLOW;
-    ensure!(audited == want.audited, "{got:?} by {name:?}, and it is {want:?}");
+    ensure!(
+        audited == want.audited,
+        "{got:?} by {name:?}, and it is {want:?}"
+    );
     match (&want.by, name) {
-        (By::Rules(rules), Some(RuleName::Rule { policy, direction, index })) => {
+        (
+            By::Rules(rules),
+            Some(RuleName::Rule {
+                policy,
+                direction,
+                index,
+            }),
+        ) => {
             let named = rules
                 .iter()
                 .any(|r| r.policy == *policy && r.direction == *direction && r.index == *index);

@@ -48,6 +48,16 @@ impl Outcome {
     pub fn text(&self) -> String {
         format!("{}{}", self.maps, self.told)
     }
+
+    /// What the maps say of new flows. Which backends live on for flows that they have depends on who was ever chosen, and so on
+    /// what came first.
+    #[must_use]
+    pub fn for_new_flows(&self) -> String {
+        let lines = self.maps.split_inclusive('\n');
+        lines
+            .filter(|line| !line.trim_end().ends_with(dump::FOR_ITS_FLOWS))
+            .collect()
+    }
 }
 
 /// Attaches nothing: there are no programs.
@@ -315,7 +325,7 @@ async fn run_in(scenario: &Scenario, order: Order) -> Result<Vec<Outcome>> {
             told: agent.told(),
             writes: shared::summary(&maps.take_log()),
         };
-        if order == Order::Forward {
+        if order == Order::Forward && scenario.oracle_same {
             super::hold(&state, &scenario.options)
                 .with_context(|| format!("step {} and the oracle", number + 1))?;
         }
