@@ -39,12 +39,10 @@ impl<'a> Names<'a> {
         let maps = &state.contents;
         for (address, entry) in &maps.addresses {
             if entry.identity != IDENTITY_UNKNOWN {
-                let meaning = match names.pod_at(&IpAddr::from(*address), entry) {
-                    Some(pod) => names.meaning(&pod),
-                    None => "a pod that is gone".to_owned(),
-                };
+                let pod = names.pod_at(&IpAddr::from(*address), entry);
+                let meaning = pod.map(|pod| names.meaning(&pod));
                 let of = names.identities.entry(entry.identity).or_default();
-                of.insert(meaning);
+                of.extend(meaning);
             }
         }
         for (bits, entry) in &maps.prefixes {
@@ -62,6 +60,7 @@ impl<'a> Names<'a> {
     /// What the pods of an identity, or its prefix, are.
     pub(super) fn identity(&self, number: u32) -> String {
         match self.identities.get(&number) {
+            Some(meanings) if meanings.is_empty() => "of pods that are gone".to_owned(),
             Some(meanings) => join(meanings, " | "),
             None => "nobody".to_owned(),
         }
@@ -100,8 +99,15 @@ impl<'a> Names<'a> {
         };
         match self.pod_in(slot) {
             Some(pod) => format!("{} on {link}", pod.key),
-            None => format!("not known, on {link}"),
+            None if self.is_unknown(slot) => format!("not known, on {link}"),
+            // Policy holds until its link goes.
+            None => format!("gone, but for {link}"),
         }
+    }
+
+    fn is_unknown(&self, slot: u32) -> bool {
+        let spec = self.state.contents.pods.get(&slot);
+        spec.is_some_and(|spec| spec.flags & pod_flag::UNKNOWN != 0)
     }
 
     fn link_of(&self, slot: u32) -> Option<&'a str> {
@@ -111,10 +117,10 @@ impl<'a> Names<'a> {
     }
 
     fn pod_in(&self, slot: u32) -> Option<Arc<Pod>> {
-        let spec = self.state.contents.pods.get(&slot)?;
-        if spec.flags & pod_flag::UNKNOWN != 0 {
+        if self.is_unknown(slot) {
             return None;
         }
+        let spec = self.state.contents.pods.get(&slot)?;
         let link = self.state.local.pods.get(&spec.ifindex)?;
         let mut owners = link
             .addresses

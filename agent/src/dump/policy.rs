@@ -78,7 +78,7 @@ fn address_of(state: &State, names: &Names<'_>, ip: &IpAddr, entry: &AddressEntr
             pod.key,
             names.identity(entry.identity)
         ),
-        None => format!("{place} pod that is not known"),
+        None => format!("{place} pod {}", names.slot(u32::from(entry.slot))),
     };
     match entry.kind {
         address_kind::LOCAL_POD => pod("local"),
