@@ -16,12 +16,14 @@
 
 mod format;
 mod oracle;
+mod order;
 mod run;
 mod shared;
 
 pub use format::{Scenario, Section, Step};
 pub use oracle::hold;
-pub use run::{Agent, Order, Outcome, is_empty, run};
+pub use order::Order;
+pub use run::{Agent, Outcome, is_empty, run};
 pub use shared::Shared;
 
 /// The node of every scenario.
