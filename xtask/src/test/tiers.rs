@@ -83,6 +83,12 @@ pub(crate) const TIERS: &[Tier] = &[
             5,
         )
     },
+    anywhere(
+        "scenario",
+        "manifests in, dump out",
+        &["--package", "tests", "--test", "scenarios"],
+        5,
+    ),
     root(
         "packet",
         "packet in, packet out, verdict, counters, conntrack: through the kernel",
