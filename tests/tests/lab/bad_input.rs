@@ -166,7 +166,10 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
     );
     assert_in_force(&scene)?;
 
-    // Mended, the file is not told of any more.
+    // Mended or gone, they are not told of any more.
+    for slice in &portless {
+        scene.dir.remove(slice)?;
+    }
     scene.dir.put_file("broken.yaml", "# nothing\n")?;
     scene.settle()?;
     let left = scene.objects_told(REJECTED)?;
