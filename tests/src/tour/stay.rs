@@ -99,10 +99,8 @@ fn take_over(stage: &Stage, samples: &Path, name: &Path) -> Result<()> {
         if now != before {
             print::good(&format!("{shown} was edited, and is taken in"));
             for rejected in status["rejected"].as_array().into_iter().flatten() {
-                print::line(&format!(
-                    "rejected: {}: {}",
-                    rejected["object"], rejected["reason"]
-                ));
+                let text = |field: &str| rejected[field].as_str().unwrap_or_default().to_owned();
+                print::line(&format!("rejected: {}: {}", text("object"), text("reason")));
             }
             return Ok(());
         }
