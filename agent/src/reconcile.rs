@@ -306,7 +306,8 @@ impl Reconciler {
     }
 
     fn complete(&self) -> bool {
-        self.local_known && self.kinds.values().all(|kind| kind.synced)
+        let synced = self.kinds.values().all(|kind| kind.synced);
+        self.local_known && (synced || cfg!(mutant = "prune-before-sync"))
     }
 
     fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_common::{Prefix, RuleKey, SetWord, limits};
+use agent_common::{Prefix, RuleKey, SetWord, limits, rule_bits};
 
 use super::{Bits, Contents, Write};
 use crate::model::Direction;
@@ -87,6 +87,24 @@ pub fn longest<T: PrefixData, V: Copy>(
             return Some((key, *value));
         }
     }
+}
+
+/// The rules of a set.
+pub fn rules_of<V>(
+    rules: &BTreeMap<Bits<RuleKey>, V>,
+    set: u32,
+) -> impl Iterator<Item = (&Bits<RuleKey>, &V)> {
+    let lengths = [rule_bits::SET, rule_bits::GROUP]
+        .into_iter()
+        .chain(rule_bits::PROTOCOL..=rule_bits::PORT);
+    lengths.flat_map(move |length| {
+        let key = |set, group| Bits {
+            length,
+            data: RuleKey::packet(set, group, 0, 0),
+        };
+        // Sets are numbered far below the last number, which is never given.
+        rules.range(key(set, 0)..key(set.saturating_add(1), 0))
+    })
 }
 
 impl Write {
@@ -175,7 +193,7 @@ fn set_of(pod: &mut agent_common::Pod, direction: Direction) -> &mut SetWord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_common::{GROUP_ANY, protocol, rule_bits};
+    use agent_common::{GROUP_ANY, protocol};
 
     #[test]
     fn the_longest_rule_answers_and_port_prefixes_are_ranges() {
