@@ -192,6 +192,16 @@ impl Planner {
         &self.mirror.contents
     }
 
+    /// Backends that are not gone.
+    pub fn backends(&self) -> usize {
+        self.mirror.alive
+    }
+
+    /// Slots of pods in use.
+    pub fn pods(&self) -> usize {
+        self.mirror.plugged
+    }
+
     /// What is not in force as desired, and why.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values()

@@ -454,9 +454,7 @@ impl Reconciler {
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
             notices: notices.collect(),
-            usage: planner
-                .map(|p| snapshot::usage(p.contents()))
-                .unwrap_or_default(),
+            usage: planner.map(snapshot::usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
         }));

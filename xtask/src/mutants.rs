@@ -29,7 +29,18 @@ pub(crate) struct Mutant {
     pub(crate) root: bool,
 }
 
-/// Every mutant. A row, for example:
+/// Tests of the agent's library, which run anywhere.
+const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    Mutant {
+        name,
+        removes,
+        cargo: &["--package", "sluice", "--lib"],
+        test,
+        root: false,
+    }
+}
+
+/// Every mutant. A row of another target, for example:
 ///
 /// ```text
 /// Mutant {
@@ -40,7 +51,28 @@ pub(crate) struct Mutant {
 ///     root: true,
 /// },
 /// ```
-pub(crate) const MUTANTS: &[Mutant] = &[];
+pub(crate) const MUTANTS: &[Mutant] = &[
+    unit(
+        "no-grace",
+        "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",
+        "plan::tests::services::a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service",
+    ),
+    unit(
+        "no-epoch-raise",
+        "agent/src/plan/steps.rs: epochs that rise where something was taken away",
+        "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    unit(
+        "epoch-before-write",
+        "agent/src/plan/steps.rs: epochs that rise after the last write and not before the first",
+        "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    unit(
+        "prune-before-sync",
+        "agent/src/reconcile.rs: the wait for every kind before the first apply",
+        "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",
+    ),
+];
 
 /// The longest that one mutant's test may take, without its build.
 const BOUND: Duration = Duration::from_mins(10);

@@ -128,6 +128,21 @@ impl Write {
     }
 }
 
+#[cfg(test)]
+impl Write {
+    /// Whether the write is a store into an array that is mapped, which does not fail.
+    pub(crate) const fn is_store(&self) -> bool {
+        !matches!(
+            self,
+            Self::Service(..)
+                | Self::Address(..)
+                | Self::Prefix(..)
+                | Self::Rule(..)
+                | Self::Link(..)
+        )
+    }
+}
+
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     match value {
         Some(value) => drop(map.insert(key, value)),

@@ -3,7 +3,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_common::{GroupEntry, RuleKey, ServiceKey, Verdict, action};
+use agent_common::{
+    Backend, GroupEntry, Pod, RuleKey, ServiceKey, Verdict, action, backend_state, pod_flag,
+};
 
 use crate::datapath::{Bits, Contents, Write};
 
@@ -17,8 +19,20 @@ pub(super) struct Mirror {
     denies: BTreeMap<(u32, u32), usize>,
     /// How many identities belong to a group.
     members: BTreeMap<u32, usize>,
+    /// Backends that are not gone.
+    pub(super) alive: usize,
+    /// Slots of pods in use.
+    pub(super) plugged: usize,
     /// Frontends by pool number.
     frontends: BTreeMap<u32, BTreeSet<ServiceKey>>,
+}
+
+const fn alive(backend: &Backend) -> bool {
+    backend.word.state != backend_state::GONE
+}
+
+const fn plugged(pod: &Pod) -> bool {
+    pod.flags & pod_flag::USED != 0
 }
 
 fn count<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K, more: bool) {
@@ -39,6 +53,8 @@ impl Mirror {
         for (key, verdict) in &contents.rules {
             mirror.count_rule(key, verdict, true);
         }
+        mirror.alive = contents.backends.values().filter(|b| alive(b)).count();
+        mirror.plugged = contents.pods.values().filter(|p| plugged(p)).count();
         for entry in contents.groups.values() {
             *mirror.members.entry(entry.group).or_default() += 1;
         }
@@ -82,7 +98,25 @@ impl Mirror {
             }
             _ => {}
         }
+        let before = self.counted(write);
         self.contents.apply(write);
+        let after = self.counted(write);
+        self.alive = self.alive - before.0 + after.0;
+        self.plugged = self.plugged - before.1 + after.1;
+    }
+
+    /// What a write's element counts as: a living backend, a pod's slot in use.
+    fn counted(&self, write: &Write) -> (usize, usize) {
+        let maps = &self.contents;
+        match write {
+            Write::Backend(number, _) | Write::BackendWord(number, _) => {
+                (maps.backends.get(number).is_some_and(alive).into(), 0)
+            }
+            Write::Pod(slot, _) | Write::PodFacts(slot, _) => {
+                (0, maps.pods.get(slot).is_some_and(plugged).into())
+            }
+            _ => (0, 0),
+        }
     }
 
     fn count_rule(&mut self, key: &Bits<RuleKey>, verdict: &Verdict, more: bool) {

@@ -27,8 +27,9 @@ struct Phases {
     /// Addresses of pods whose slot is another: not before the slot has its sets.
     entered: Vec<Transaction>,
     removed: Vec<Transaction>,
-    teardown: Vec<Transaction>,
     epochs: Vec<Transaction>,
+    /// Frontends of addresses that are gone.
+    unrouted: Vec<Transaction>,
     collect: Vec<Transaction>,
 }
 
@@ -103,7 +104,8 @@ impl<'a> Builder<'a> {
             let epochs = std::mem::take(&mut phases.epochs);
             phases.prepare.splice(..0, epochs);
         }
-        plan.grace |= !phases.removed.is_empty() || !phases.collect.is_empty();
+        plan.grace |=
+            !phases.removed.is_empty() || !phases.unrouted.is_empty() || !phases.collect.is_empty();
         plan.transactions = [
             phases.prepare,
             phases.frontends_first,
@@ -114,13 +116,13 @@ impl<'a> Builder<'a> {
             phases.sets,
             phases.entered,
             phases.removed,
-            phases.teardown,
             phases.epochs,
         ]
         .into_iter()
         .flatten()
         .collect();
-        plan.collect = phases.collect;
+        phases.unrouted.append(&mut phases.collect);
+        plan.collect = phases.unrouted;
         plan
     }
 
@@ -168,7 +170,8 @@ impl<'a> Builder<'a> {
         for (group, set) in &self.unsaid {
             let grown = self.grown.get(group).copied().unwrap_or(0);
             // Nobody belongs to a group that ends: what its identities lose was seen where they left it.
-            if *group == agent_common::GROUP_ANY || self.planner.mirror.members(*group) + grown > 0 {
+            if *group == agent_common::GROUP_ANY || self.planner.mirror.members(*group) + grown > 0
+            {
                 self.concerned_late.set(*set);
             }
         }

@@ -130,7 +130,8 @@ impl Builder<'_> {
                 writes.push(Write::PodFacts(slot, wanted));
             }
             if !writes.is_empty() {
-                for (before, after) in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)] {
+                for (before, after) in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)]
+                {
                     self.concerned.turned(
                         &self.planner.mirror,
                         &self.planner.desired,

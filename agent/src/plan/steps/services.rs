@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use agent_common::{Head, ServiceEntry};
+use agent_common::{Address, Head, ServiceEntry};
 
 use super::super::pools::{self, Garbage};
 use super::super::{Item, Planner, Transaction};
 use super::{Builder, one};
 use crate::datapath::Write;
+use crate::desired::PoolKey;
 use crate::problem::Problem;
 
 impl Builder<'_> {
-    /// What earlier plans left: ended first, free after the grace period.
+    /// What earlier plans left: ended and free after the grace period.
     pub(super) fn leftovers(&mut self) {
         let garbage = std::mem::take(&mut self.planner.pools.garbage);
         if garbage.is_empty() {
@@ -24,24 +25,26 @@ impl Builder<'_> {
             .filter_map(|n| pools::gone(maps, *n));
         let heads = garbage.heads.iter().filter(|n| maps.heads.contains_key(n));
         let heads = heads.map(|n| Write::Head(*n, Head::default()));
-        self.phases.teardown.push(Transaction {
+        let runs = garbage.runs.iter();
+        let runs = runs.flat_map(|run| pools::empty_run(maps, *run));
+        let transaction = Transaction {
             item: Item::Room(None),
-            needs: Vec::new(),
-            writes: heads.chain(ended).collect(),
-        });
-        self.empty_runs(None, &garbage);
+            needs: self.planner.users(&garbage),
+            writes: heads.chain(ended).chain(runs).collect(),
+        };
+        self.phases.collect.push(transaction);
         self.plan.leftovers = garbage;
         self.plan.grace = true;
     }
 
-    pub(super) fn empty_runs(&mut self, key: Option<&crate::desired::PoolKey>, garbage: &Garbage) {
+    fn empty_runs(&mut self, key: &PoolKey, garbage: &Garbage) {
         let maps = &self.planner.mirror.contents;
         let runs = garbage.runs.iter();
         let writes: Vec<Write> = runs.flat_map(|run| pools::empty_run(maps, *run)).collect();
         if !writes.is_empty() {
             self.phases.collect.push(Transaction {
-                item: Item::Room(key.cloned()),
-                needs: key.cloned().map(Item::Pool).into_iter().collect(),
+                item: Item::Room(Some(key.clone())),
+                needs: vec![Item::Pool(key.clone())],
                 writes,
             });
         }
@@ -61,7 +64,10 @@ impl Builder<'_> {
                     continue;
                 }
             };
-            if change.prepare.is_empty() && change.publish.is_empty() && change.released.is_empty()
+            if change.prepare.is_empty()
+                && change.publish.is_empty()
+                && change.collect.is_empty()
+                && change.released.is_empty()
             {
                 self.planner.pools.commit(key, change);
                 continue;
@@ -74,20 +80,26 @@ impl Builder<'_> {
                     writes: change.prepare.clone(),
                 });
             }
-            let (list, needs) = match &change.after {
-                Some(_) => (&mut self.phases.pools, Vec::new()),
-                None => (
-                    &mut self.phases.teardown,
-                    self.planner.users(&change.released),
-                ),
+            if !change.publish.is_empty() {
+                self.phases.pools.push(Transaction {
+                    item: item.clone(),
+                    needs: Vec::new(),
+                    writes: change.publish.clone(),
+                });
+            }
+            let needs = match &change.after {
+                Some(_) => Vec::new(),
+                None => self.planner.users(&change.released),
             };
-            list.push(Transaction {
-                item,
-                needs,
-                writes: change.publish.clone(),
-            });
+            if !(change.collect.is_empty() && needs.is_empty()) {
+                self.phases.collect.push(Transaction {
+                    item,
+                    needs,
+                    writes: change.collect.clone(),
+                });
+            }
             self.plan.grace |= !change.released.is_empty();
-            self.empty_runs(Some(&key), &change.released);
+            self.empty_runs(&key, &change.released);
             self.plan.changes.insert(key, change);
         }
     }
@@ -99,7 +111,13 @@ impl Builder<'_> {
             let Some(frontend) = self.planner.desired.frontends.get(&key) else {
                 if now.is_some() {
                     let write = Write::Service(key, None);
-                    self.phases.removed.push(one(item, Vec::new(), write));
+                    // Where the whole address goes, whoever found it still finds the service, until a grace period has passed.
+                    if self.planner.leaves(&key.address) {
+                        let needs = vec![Item::Address(key.address)];
+                        self.phases.unrouted.push(one(item, needs, write));
+                    } else {
+                        self.phases.removed.push(one(item, Vec::new(), write));
+                    }
                 }
                 continue;
             };
@@ -149,6 +167,12 @@ impl Builder<'_> {
 }
 
 impl Planner {
+    /// Whether an address is to be no address any more.
+    fn leaves(&self, address: &Address) -> bool {
+        self.mirror.contents.addresses.contains_key(address)
+            && !self.desired.addresses.contains_key(address)
+    }
+
     /// Whether a pool has backends now.
     fn filled(&self, pool: u32) -> bool {
         let head = self.mirror.contents.heads.get(&pool);

@@ -42,12 +42,17 @@ impl Recorder {
         &self.states[self.states.len() - 1].1
     }
 
-    /// The nth hash or trie write from now fails; stores into mapped arrays cannot.
+    /// The nth write from now fails.
     pub(super) fn fail(&mut self, nth: u64, fault: Fault) {
         self.inner.fail(nth, fault);
     }
 
-    /// A plan has ended: forgets what nobody can have begun with, and returns the states that a reader may have met since.
+    /// The agent that crashed is started again.
+    pub(super) fn revive(&mut self) {
+        self.inner = Faulty::new(self.inner.inner.clone());
+    }
+
+    /// A plan has ended.
     pub(super) fn rest(&mut self) {
         let last = self.states.len() - 1;
         self.rests.push(last);
@@ -67,7 +72,7 @@ impl Recorder {
         later(&mut self.rests);
     }
 
-    /// The first and the last state that a reader may meet which begins at a state.
+    /// The last state that a reader may meet which begins at a state.
     pub(super) fn until(&self, begin: usize) -> usize {
         let end = self.graces.iter().find(|grace| **grace > begin);
         end.copied().unwrap_or(self.states.len() - 1)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent_common::lookup::{Target, backend_at, target};
+use agent_common::lookup::{Tables, Target, backend_at, target};
 use agent_common::{
     Address, AddressEntry, NO_ADDRESS_SLOT, ServiceKey, address_kind, backend_state, protocol,
     service_flag,
@@ -11,6 +11,7 @@ use agent_common::{
 use proptest::prelude::*;
 
 use super::super::*;
+use super::readers::{Reader, Recorder};
 use crate::datapath::Datapath;
 use crate::datapath::faulty::{Fault, Faulty};
 use crate::datapath::memory::Memory;
@@ -195,6 +196,7 @@ fn assert_clean(planner: &Planner, memory: &Memory) {
     let live = maps.backends.values();
     let live = live.filter(|b| b.word.state != backend_state::GONE).count();
     assert_eq!(live, alive(planner).len(), "backends that nobody has");
+    assert_eq!(live, planner.backends());
     let arrays = planner.pools.states.values().map(|s| s.array.len());
     assert_eq!(maps.slots.len(), arrays.sum::<usize>(), "stray slots");
     let (_, plan) = Planner::restore(maps.clone(), planner.desired());
@@ -239,6 +241,81 @@ fn walk() -> impl Strategy<Value = Vec<World>> {
         }
         worlds
     })
+}
+
+/// What a slow client meets: a backend, or why none.
+fn meet(maps: &impl Tables, key: &ServiceKey, random: u32) -> Answer {
+    let entry = maps.address(&key.address);
+    match target(maps, key, entry) {
+        Target::Direct => Answer::Direct,
+        Target::NoEndpoint => Answer::Refused,
+        Target::NoLocalEndpoint => Answer::Dropped,
+        Target::NoServicePort => Answer::NoPort,
+        Target::Pool { head, .. } => match backend_at(maps, head, random) {
+            Some((_, backend)) => {
+                let port = u16::from_be(backend.word.port_be);
+                Answer::Backends(BTreeSet::from([(backend.address.into(), port)]))
+            }
+            None => Answer::Gone,
+        },
+    }
+}
+
+/// Whether an answer is one that a state gives.
+fn given(answer: &Answer, state: &Answer) -> bool {
+    match (answer, state) {
+        (Answer::Backends(one), Answer::Backends(all)) => one.is_subset(all),
+        // Where a frontend's flags and its pool's emptiness change at once: there is no backend either way.
+        (Answer::Refused, Answer::Dropped) | (Answer::Dropped, Answer::Refused) => true,
+        _ => answer == state,
+    }
+}
+
+#[test]
+fn a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service() {
+    use crate::compile::tests::cluster::Rng;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let mut runner = TestRunner::deterministic();
+    let mut rng = Rng::new(1);
+    let mut lagged = 0;
+    for _ in 0..200 {
+        let worlds = walk().new_tree(&mut runner).unwrap().current();
+        let mut recorder = Recorder::new(Memory::new());
+        let (mut planner, _) = Planner::restore(Contents::default(), &Desired::default());
+        let mut before = vec![(None, false); SERVICES as usize];
+        for world in worlds {
+            recorder.forget();
+            // What one service's endpoint was, another's is next: a number used again too early would show.
+            let plan = planner.plan(&delta(&desired(&before), &desired(&world)));
+            let applied = apply(&mut planner, plan, &mut recorder);
+            assert_eq!(applied.problems, []);
+            recorder.rest();
+            for _ in 0..120 {
+                let begin = rng.below(recorder.states.len() as u64) as usize;
+                let service = rng.below(SERVICES.into()) as u8;
+                let (pace, random) = (rng.pick(&[20, 50]), rng.next() as u32);
+                let mut own = Rng::new(rng.next());
+                let reader = Reader::new(&recorder, begin, pace, &mut own);
+                let met = meet(&reader, &key(service), random);
+                let (begin, end) = reader.span();
+                lagged += usize::from(begin != end);
+                let around: Vec<_> = recorder
+                    .rests_around(begin, end)
+                    .map(|maps| ask(maps, service))
+                    .collect();
+                assert!(
+                    around.iter().any(|state| given(&met, state)),
+                    "service {service}: a reader from {begin} to {end} met {met:?} where {around:?} held: {:?}, {:?}",
+                    recorder.states.iter().map(|s| s.0).collect::<Vec<_>>(),
+                    recorder.graces,
+                );
+            }
+            before = world;
+        }
+    }
+    assert!(lagged > 1_000, "{lagged} slow readers are too few");
 }
 
 proptest! {
