@@ -17,6 +17,8 @@ pub(super) struct Mirror {
     speaks: BTreeMap<(u32, u32), usize>,
     /// How many of them do not allow.
     denies: BTreeMap<(u32, u32), usize>,
+    /// How many addresses and prefixes have an identity.
+    holders: BTreeMap<u32, usize>,
     /// How many identities belong to a group.
     members: BTreeMap<u32, usize>,
     /// Backends that are not gone.
@@ -53,6 +55,11 @@ impl Mirror {
         for (key, verdict) in &contents.rules {
             mirror.count_rule(key, verdict, true);
         }
+        let addresses = contents.addresses.values().map(|entry| entry.identity);
+        let prefixes = contents.prefixes.values().map(|entry| entry.identity);
+        for identity in addresses.chain(prefixes) {
+            count(&mut mirror.holders, identity, true);
+        }
         mirror.alive = contents.backends.values().filter(|b| alive(b)).count();
         mirror.plugged = contents.pods.values().filter(|p| plugged(p)).count();
         for entry in contents.groups.values() {
@@ -74,6 +81,14 @@ impl Mirror {
                 if let Some(after) = value {
                     self.count_rule(key, after, true);
                 }
+            }
+            Write::Address(key, after) => {
+                let before = self.contents.addresses.get(key).map(|e| e.identity);
+                self.hold(before, after.map(|e| e.identity));
+            }
+            Write::Prefix(key, after) => {
+                let before = self.contents.prefixes.get(key).map(|e| e.identity);
+                self.hold(before, after.map(|e| e.identity));
             }
             Write::Group(identity, after) => {
                 if let Some(before) = self.contents.groups.get(identity).copied() {
@@ -103,6 +118,20 @@ impl Mirror {
         let after = self.counted(write);
         self.alive = self.alive - before.0 + after.0;
         self.plugged = self.plugged - before.1 + after.1;
+    }
+
+    fn hold(&mut self, before: Option<u32>, after: Option<u32>) {
+        if let Some(identity) = before {
+            count(&mut self.holders, identity, false);
+        }
+        if let Some(identity) = after {
+            count(&mut self.holders, identity, true);
+        }
+    }
+
+    /// Addresses and prefixes that have an identity.
+    pub(super) fn holders(&self, identity: u32) -> usize {
+        self.holders.get(&identity).copied().unwrap_or(0)
     }
 
     /// What a write's element counts as: a living backend, a pod's slot in use.

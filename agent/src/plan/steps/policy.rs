@@ -153,6 +153,17 @@ impl Builder<'_> {
         }
     }
 
+    /// Whether an address or a prefix is to have another identity, or none.
+    fn leaves(&self, item: &Item, identity: u32) -> bool {
+        let desired = &self.planner.desired;
+        let after = match item {
+            Item::Address(key) => desired.addresses.get(key).map(|e| e.identity),
+            Item::Prefix(key) => desired.prefixes.get(key).map(|e| e.identity),
+            _ => return false,
+        };
+        after != Some(identity)
+    }
+
     pub(super) fn groups(&mut self) {
         for identity in std::mem::take(&mut self.dirty.groups) {
             let wanted = self.planner.desired.groups.get(&identity);
@@ -163,10 +174,13 @@ impl Builder<'_> {
             }
             let item = Item::Group(identity);
             let write = Write::Group(identity, entry);
-            self.concerned.regroup(
-                now.map_or(agent_common::GROUP_ANY, |e| e.group),
-                entry.group,
-            );
+            // Whoever leaves the identity is looked at by itself.
+            let leaving = self.holders.get(&Held::Identity(identity)).into_iter();
+            let leaving = leaving.flatten().filter(|item| self.leaves(item, identity));
+            if self.planner.mirror.holders(identity) > leaving.count() {
+                let group = now.map_or(agent_common::GROUP_ANY, |e| e.group);
+                self.concerned.regroup(group, entry.group);
+            }
             *self.grown.entry(entry.group).or_default() += 1;
             if let Some(now) = now {
                 *self.grown.entry(now.group).or_default() -= 1;
