@@ -295,13 +295,13 @@ impl Reconciler {
     }
 
     fn take_local(&mut self, local: &Option<Arc<Local>>) {
-        if let Some(local) = local {
-            if !self.local_known || **local != self.local {
-                self.local = local.as_ref().clone();
-                self.local_known = true;
-                self.local_changed = true;
-                self.dirty_snapshot = true;
-            }
+        if let Some(local) = local
+            && (!self.local_known || **local != self.local)
+        {
+            self.local = local.as_ref().clone();
+            self.local_known = true;
+            self.local_changed = true;
+            self.dirty_snapshot = true;
         }
     }
 

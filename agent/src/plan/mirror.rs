@@ -99,12 +99,12 @@ impl Mirror {
                 }
             }
             Write::Service(key, value) => {
-                if let Some(before) = self.contents.services.get(key) {
-                    if let Some(keys) = self.frontends.get_mut(&before.pool) {
-                        keys.remove(key);
-                        if keys.is_empty() {
-                            self.frontends.remove(&before.pool);
-                        }
+                if let Some(before) = self.contents.services.get(key)
+                    && let Some(keys) = self.frontends.get_mut(&before.pool)
+                {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.frontends.remove(&before.pool);
                     }
                 }
                 if let Some(entry) = value {

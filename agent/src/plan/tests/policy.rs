@@ -182,7 +182,7 @@ impl History {
                     flow.source
                 };
                 let known = self.recorder.now().addresses.contains_key(&peer.into());
-                self.known.push((flow.clone(), end, judgement, known));
+                self.known.push((*flow, end, judgement, known));
             }
         }
     }
