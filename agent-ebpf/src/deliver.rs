@@ -24,10 +24,11 @@ pub const DROP: i32 = TC_ACT_SHOT;
 /// stack. The entry was judged for both local ends before this is called; `to_pod` does not see what is redirected.
 #[inline(always)]
 pub fn deliver(ctx: &TcContext, hook: u32, l4: u32, v4: bool, tuple: &Tuple, flow: &Flow) -> i32 {
-    if flow.deliver != NO_SLOT {
-        let Some(target) = pod(flow.deliver) else {
-            return NEXT;
-        };
+    // A slot whose pod has ended has no interface: the stack tells the sender.
+    if flow.deliver != NO_SLOT
+        && let Some(target) = pod(flow.deliver)
+        && target.ifindex != 0
+    {
         match nat::time_to_live(ctx, v4) {
             // The stack answers that the time is exceeded, about the packet as its sender knows it.
             None | Some(0 | 1) => return NEXT,
@@ -49,11 +50,13 @@ pub fn deliver(ctx: &TcContext, hook: u32, l4: u32, v4: bool, tuple: &Tuple, flo
     NEXT
 }
 
-/// Goes on in another program. Comes back only where the slot is empty; the packet is dropped then, with nothing judged.
+/// Goes on in another program. Comes back only where the slot is empty or the kernel's limit of tail calls is reached; the
+/// packet is dropped then, with nothing judged.
 #[inline(always)]
-pub fn tail_call(ctx: &TcContext, slot: u32) -> i32 {
+pub fn tail_call(ctx: &TcContext, hook: u32, slot: u32) -> i32 {
     // SAFETY: the program behind the slot is of the same type, put there by the agent.
     unsafe { PROGRAMS.tail_call(ctx, slot) };
+    count_drop(hook, Reason::RewriteFailed as u32, ctx.len());
     DROP
 }
 
@@ -74,7 +77,7 @@ pub fn refuse(ctx: &TcContext, work: &mut Work) -> i32 {
         || reason == Reason::BackendGone as u32
         || (reason == Reason::Midstream as u32 && work.hook == hook::FROM_POD)
     {
-        return tail_call(ctx, hook::slot::REJECT);
+        return tail_call(ctx, work.hook, hook::slot::REJECT);
     }
     dropped(ctx, work);
     DROP

@@ -1,17 +1,17 @@
 //! Making a flow.
 
 use agent_common::{
-    Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, lookup::Tables,
-    path, pod_flag,
+    Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
+    lookup::Tables, path, pod_flag,
 };
 
 use crate::{
-    conntrack::forget,
+    conntrack::{forget, partner},
     maps::UNREPLIED,
     nat::set_deltas,
     policy::judge,
     report::{count, event, now},
-    service::choose,
+    service::{choose, own},
     tables::{Maps, pod},
     work::Work,
 };
@@ -28,6 +28,7 @@ pub enum Opened {
     No,
 }
 
+const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = 17;
 
@@ -56,10 +57,14 @@ pub fn open(work: &mut Work, ifindex: u32) -> Opened {
 }
 
 /// Whether both ends are local pods whose links take a redirect: then the flow goes from one to the other directly. A flow
-/// that was found in the middle stays in the stack, which may have seen its beginning.
+/// that was found in the middle stays in the stack, which may have seen its beginning; and so does one whose first packet came
+/// through the stack, which may have translated it: its answers must be translated back there.
 #[inline(always)]
-fn direct(flow: &Flow) -> bool {
-    if flow.opener == NO_SLOT || flow.responder == NO_SLOT || flow.flags & flow_flag::MIDSTREAM != 0
+fn direct(flow: &Flow, hook: u32) -> bool {
+    if hook != hook::FROM_POD
+        || flow.opener == NO_SLOT
+        || flow.responder == NO_SLOT
+        || flow.flags & flow_flag::MIDSTREAM != 0
     {
         return false;
     }
@@ -74,7 +79,7 @@ fn direct(flow: &Flow) -> bool {
 fn insert(work: &mut Work, ifindex: u32) -> u32 {
     let now = now();
     let key = work.forward_key;
-    let peer = direct(&work.forward);
+    let peer = direct(&work.forward, work.hook);
     let forward = &mut work.forward;
     forward.path = if peer { path::PEER } else { path::STACK };
     forward.deliver = if peer { forward.responder } else { NO_SLOT };
@@ -106,14 +111,19 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
     match UNREPLIED.insert(&work.forward_key, &work.forward, BPF_NOEXIST) {
         Ok(()) => {}
         Err(error) => {
-            return if error == -EEXIST {
-                1
-            } else {
-                Reason::ConntrackFull as u32
-            };
+            if error != -EEXIST {
+                return Reason::ConntrackFull as u32;
+            }
+            forget_half(work);
+            return 1;
         }
     }
-    if let Err(error) = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_NOEXIST) {
+    let mut put = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_NOEXIST);
+    if put == Err(-EEXIST) && own_reply(work) {
+        // Left behind when the opener's half was evicted alone.
+        put = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_ANY);
+    }
+    if let Err(error) = put {
         let _ = UNREPLIED.remove(&work.forward_key);
         return if error == -EEXIST {
             Reason::PortClash as u32
@@ -129,6 +139,31 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
         event(work, event_kind::ALLOW as u32);
     }
     0
+}
+
+/// Removes the opener's half of a flow that has lost the responder's (the kernel evicts one entry at a time), so that the
+/// packet at hand begins anew; a whole flow stays.
+#[inline(never)]
+fn forget_half(work: &mut Work) -> u32 {
+    let Some(half) = UNREPLIED.get_ptr(&work.forward_key) else {
+        return 0;
+    };
+    // SAFETY: a map value; its ends never change.
+    work.reply_key = partner(unsafe { &*half }, work.forward_key.protocol);
+    if UNREPLIED.get_ptr(&work.reply_key).is_none() {
+        let _ = UNREPLIED.remove(&work.forward_key);
+    }
+    0
+}
+
+/// Whether the entry under `work.reply_key` is of the flow that is being made.
+#[inline(always)]
+fn own_reply(work: &Work) -> bool {
+    match UNREPLIED.get_ptr(&work.reply_key) {
+        // SAFETY: a map value; its ends never change.
+        Some(entry) => own(work, unsafe { &*entry }),
+        None => false,
+    }
 }
 
 /// Takes up the middle of a TCP connection that nothing knows: in the orientation in which both ends' policies allow it, the
@@ -167,6 +202,6 @@ pub fn midstream(work: &mut Work, ifindex: u32) -> u32 {
 #[inline(always)]
 pub fn forget_found(work: &mut Work, flow: &Flow, key: &agent_common::Tuple) {
     work.forward_key = *key;
-    work.reply_key = crate::conntrack::partner(flow, key.protocol);
+    work.reply_key = partner(flow, key.protocol);
     forget(work);
 }

@@ -24,10 +24,10 @@ use crate::{
 pub fn established(ctx: &TcContext) -> i32 {
     let mut header = Header::new();
     if parse(ctx, &mut header) != Parsed::Flow {
-        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+        return tail_call(ctx, hook::FROM_POD, hook::slot::NEW_FROM_POD);
     }
     let Some(flow) = CONNTRACK.get_ptr_mut(&header.tuple) else {
-        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+        return tail_call(ctx, hook::FROM_POD, hook::slot::NEW_FROM_POD);
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
@@ -37,7 +37,7 @@ pub fn established(ctx: &TcContext) -> i32 {
         || !backend_holds(flow, kind)
         || reopens(flow, header.tcp_flags)
     {
-        return tail_call(ctx, hook::slot::NEW_FROM_POD);
+        return tail_call(ctx, hook::FROM_POD, hook::slot::NEW_FROM_POD);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         close(flow, header.tcp_flags, true);
@@ -69,7 +69,11 @@ pub fn new(ctx: &TcContext) -> i32 {
     };
     match parsed {
         Parsed::Flow => {}
-        Parsed::Neighbour => return neighbour(ctx, work, slot),
+        Parsed::Neighbour if on_link(&work.tuple.destination) => {
+            return neighbour(ctx, work, slot);
+        }
+        // The stack would forward it like any packet.
+        Parsed::Neighbour => {}
         Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
     }
@@ -134,7 +138,7 @@ pub fn new(ctx: &TcContext) -> i32 {
     let ifindex = work.ifindex;
     match open(work, ifindex) {
         Opened::Yes => send(ctx, work),
-        Opened::Again => tail_call(ctx, hook::FROM_POD),
+        Opened::Again => tail_call(ctx, hook::FROM_POD, hook::FROM_POD),
         Opened::No => refuse(ctx, work),
     }
 }
@@ -228,6 +232,15 @@ pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool, key: agent_comm
 fn source_is_own(source: &Address, slot: u32) -> bool {
     slot_of(Maps.address(source)) == slot
         || matches!(pod(slot), Some(pod) if pod.flags & pod_flag::ANY_SOURCE != 0)
+}
+
+/// Whether a neighbour's message goes no further than this host. ARP has no address here.
+#[inline(always)]
+fn on_link(destination: &Address) -> bool {
+    destination.is_unspecified()
+        || destination.is_multicast()
+        || destination.is_link_local()
+        || matches!(Maps.address(destination), Some(entry) if entry.kind == address_kind::HOST)
 }
 
 /// ARP, neighbour discovery and the like always pass, from the pod's own addresses, none, or link-local ones.

@@ -19,16 +19,16 @@ use crate::{
 pub fn established(ctx: &TcContext) -> i32 {
     let mut header = Header::new();
     if parse(ctx, &mut header) != Parsed::Flow {
-        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+        return tail_call(ctx, hook::FROM_UPLINK, hook::slot::NEW_FROM_UPLINK);
     }
     let Some(flow) = CONNTRACK.get_ptr_mut(&header.tuple) else {
-        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+        return tail_call(ctx, hook::FROM_UPLINK, hook::slot::NEW_FROM_UPLINK);
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
     if flow.ifindex != 0 {
         // It claims to be a pod of this node, or this node.
-        return tail_call(ctx, hook::slot::NEW_FROM_UPLINK);
+        return tail_call(ctx, hook::FROM_UPLINK, hook::slot::NEW_FROM_UPLINK);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         close(flow, header.tcp_flags, true);

@@ -99,8 +99,6 @@ pub fn skb(ctx: &TcContext) -> &__sk_buff {
 /// The compiler is told of natural alignment, although IP headers stand at offset 14: the machines that this runs on load and
 /// store at any address, the verifier checks for those that do not, and byte-wise access would double the packet path.
 ///
-/// At a variable offset `T` has two bytes at least: of a comparison for one byte the verifier learns nothing.
-///
 /// `T` has two bytes at least: of a comparison for one byte behind a variable offset the verifier learns nothing.
 #[inline(always)]
 pub fn at<T>(ctx: &TcContext, offset: u32) -> Option<*mut T> {
@@ -190,7 +188,7 @@ fn parse_v4(ctx: &TcContext, header: &mut Header) -> Parsed {
         return Parsed::Unjudged(Reason::Fragment);
     }
     header.l4 = L3 + ihl;
-    transport(ctx, header, kind, total - ihl)
+    transport(ctx, header, kind, total - ihl, words[2].to_ne_bytes()[0])
 }
 
 #[inline(always)]
@@ -226,7 +224,7 @@ fn parse_v6(ctx: &TcContext, header: &mut Header) -> Parsed {
             let Some([message, _]) = load::<[u8; 2]>(ctx, header.l4 + 8) else {
                 return Parsed::Short;
             };
-            if next[0] == protocol::ICMPV6 && next[1] == 0 && listener(message) {
+            if next[0] == protocol::ICMPV6 && next[1] == 0 && listener(message, second[3]) {
                 return Parsed::Neighbour;
             }
             Parsed::Unjudged(Reason::ExtensionHeader)
@@ -234,18 +232,23 @@ fn parse_v6(ctx: &TcContext, header: &mut Header) -> Parsed {
         IPPROTO_ROUTING | IPPROTO_AH | IPPROTO_DSTOPTS | IPPROTO_MOBILITY => {
             Parsed::Unjudged(Reason::ExtensionHeader)
         }
-        _ => transport(ctx, header, kind, payload),
+        _ => transport(ctx, header, kind, payload, second[3]),
     }
 }
 
+/// Hop limit of every neighbour and router discovery message: one that was forwarded shows it (RFC 4861 7.1).
+const ND_HOPS: u8 = 255;
+/// Hop limit of every multicast listener message (RFC 2710 3, RFC 3810 5).
+const MLD_HOPS: u8 = 1;
+
 /// Multicast listener discovery: query, report, done (RFC 2710), report version 2 (RFC 3810).
 #[inline(always)]
-fn listener(message: u8) -> bool {
-    (message >= 130 && message <= 132) || message == 143
+fn listener(message: u8, hops: u8) -> bool {
+    hops == MLD_HOPS && (matches!(message, 130..=132 | 143))
 }
 
 #[inline(always)]
-fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32) -> Parsed {
+fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32, hops: u8) -> Parsed {
     match kind {
         protocol::TCP => {
             if length < 20 {
@@ -301,9 +304,10 @@ fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32) -> Par
                 129 => echo(ctx, header, false),
                 // RFC 4443: types below 128 are errors.
                 0..=127 => Parsed::Unjudged(Reason::IcmpError),
-                // Router and neighbour solicitation and advertisement, redirect (RFC 4861).
-                133..=137 => Parsed::Neighbour,
-                _ if listener(message) => Parsed::Neighbour,
+                // Router and neighbour solicitation and advertisement, redirect (RFC 4861). With another hop limit they are
+                // none, and policy judges them like anything else.
+                133..=137 if hops == ND_HOPS => Parsed::Neighbour,
+                _ if listener(message, hops) => Parsed::Neighbour,
                 _ => Parsed::Flow,
             }
         }

@@ -102,7 +102,8 @@ pub fn judge(work: &mut Work) -> u32 {
         work.ingress = verdict;
         work.forward.ingress.epoch = at;
         work.forward.ingress.rule = verdict.rule;
-        if !verdict.passes() && !(cfg!(mutant = "redirect-without-ingress") && opener != NO_SLOT) {
+        let unguarded = cfg!(mutant = "redirect-without-ingress") && opener != NO_SLOT;
+        if !(verdict.passes() || unguarded) {
             return denial(word, Reason::PolicyIngress);
         }
     }

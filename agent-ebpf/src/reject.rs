@@ -173,11 +173,7 @@ fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
     let acknowledged = segment[2];
     let offset = (segment[3].to_ne_bytes()[0] >> 4) as u32 * 4;
     let headers = work.l4 - L3 + offset;
-    let data = if l3_length > headers {
-        l3_length - headers
-    } else {
-        0
-    };
+    let data = l3_length.saturating_sub(headers);
     let occupied =
         data + (work.tcp_flags & tcp::SYN != 0) as u32 + (work.tcp_flags & tcp::FIN != 0) as u32;
     let (sequence, acknowledgement, flags) = if work.tcp_flags & tcp::ACK != 0 {

@@ -43,6 +43,7 @@ pub fn choose(work: &mut Work) -> u32 {
             if free(work) != 0 {
                 return 0;
             }
+            count(Count::Clash);
         }
         Target::Pool { pool, head, .. } => {
             if kind != protocol::TCP && kind != protocol::UDP {
@@ -103,7 +104,7 @@ fn point(work: &mut Work, number: u32, backend: &Backend) {
 
 /// Whether a reply's entry belongs to the very flow that is being made.
 #[inline(always)]
-fn own(work: &Work, entry: &Flow) -> bool {
+pub fn own(work: &Work, entry: &Flow) -> bool {
     entry.new_destination.same(&work.forward_key.source)
         && entry.new_source.same(&work.forward_key.destination)
         && entry.new_destination_port_be == work.forward_key.source_port_be
@@ -133,11 +134,12 @@ fn free(work: &mut Work) -> u32 {
     if let Some(entry) = UNREPLIED.get_ptr(&work.reply_key) {
         // SAFETY: a map value.
         let entry = unsafe { &*entry };
+        if own(work, entry) {
+            // Another CPU may be making the same flow at this moment: its entry stays until ours replaces it.
+            return 1;
+        }
         let idle = now.wrapping_sub(entry.last_seen);
-        if !own(work, entry)
-            && entry.closing == 0
-            && idle <= Flow::lifetime(kind, entry.closing != 0, false)
-        {
+        if entry.closing == 0 && idle <= Flow::lifetime(kind, entry.closing != 0, false) {
             return 0;
         }
         let other = partner(entry, kind);

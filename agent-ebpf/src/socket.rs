@@ -37,6 +37,10 @@ fn has_set_retval() -> bool {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the context is the kernel's, and this program its only user while it runs"
+)]
 fn raw(ctx: &SockAddrContext) -> &mut bpf_sock_addr {
     // SAFETY: the kernel passes a valid context for the program's whole run, to this program alone.
     unsafe { &mut *ctx.sock_addr }

@@ -1,12 +1,12 @@
 //! What reaches a pod through the stack: TC egress of the host's side of its link. Packets show what they are after
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
-use agent_common::{NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
+use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    conntrack::{close, judged, promote, reopens, touch},
-    deliver::{DROP, NEXT, drop_packet, tail_call},
+    conntrack::{close, judged, partner, promote, reopens, touch},
+    deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     flow::{Opened, forget_found, midstream, open},
     from_pod::{again_from, begin},
     maps::{CONNTRACK, UNREPLIED},
@@ -22,22 +22,67 @@ use crate::{
 pub fn established(ctx: &TcContext) -> i32 {
     let mut header = Header::new();
     if parse(ctx, &mut header) != Parsed::Flow {
-        return tail_call(ctx, hook::slot::NEW_TO_POD);
+        return tail_call(ctx, hook::TO_POD, hook::slot::NEW_TO_POD);
     }
     let key = header.tuple.reversed();
     let Some(flow) = CONNTRACK.get_ptr_mut(&key) else {
-        return tail_call(ctx, hook::slot::NEW_TO_POD);
+        return tail_call(ctx, hook::TO_POD, hook::slot::NEW_TO_POD);
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
-    if !judged(flow) || reopens(flow, header.tcp_flags) {
-        return tail_call(ctx, hook::slot::NEW_TO_POD);
+    if !judged(flow) || reopens(flow, header.tcp_flags) || borrowed(ctx, flow) {
+        return tail_call(ctx, hook::TO_POD, hook::slot::NEW_TO_POD);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         close(flow, header.tcp_flags, false);
     }
     touch(flow, key.protocol);
     NEXT
+}
+
+/// Whether somebody else's packet uses the host's own flow, which policy does not judge.
+#[inline(always)]
+fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
+    const HOSTS: u32 = flow_flag::HOST | flow_flag::REPLY;
+    flow.flags & HOSTS == HOSTS && skb(ctx).ingress_ifindex != 0
+}
+
+/// What this host itself answers as a service's backend. It enters by no hook, so this is where it is translated back.
+#[inline(always)]
+fn host_backend(ctx: &TcContext, work: &mut Work) -> Option<i32> {
+    const ANSWER: u32 = flow_flag::REPLY | flow_flag::TRANSLATE;
+    let mut found = CONNTRACK.get_ptr_mut(&work.tuple);
+    if found.is_none()
+        && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple)
+    {
+        found = Some(waiting);
+        // SAFETY: a map value; its ends and flags never change.
+        let flow = unsafe { &*waiting };
+        if flow.flags & ANSWER == ANSWER && flow.ifindex == THIS_HOST {
+            work.reply_key = work.tuple;
+            work.forward_key = partner(flow, work.tuple.protocol);
+            if promote(work) != 0 {
+                found = CONNTRACK.get_ptr_mut(&work.tuple);
+            }
+        }
+    }
+    // SAFETY: a map value; see `established`.
+    let flow = unsafe { &mut *found? };
+    if flow.flags & ANSWER != ANSWER || flow.ifindex != THIS_HOST {
+        return None;
+    }
+    if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        close(flow, work.tcp_flags, true);
+    }
+    touch(flow, work.tuple.protocol);
+    Some(deliver(
+        ctx,
+        hook::TO_POD,
+        work.l4,
+        work.v4 != 0,
+        &work.tuple,
+        flow,
+    ))
 }
 
 /// Everything that [`established`] cannot answer.
@@ -62,6 +107,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
     }
+    if host && let Some(sent) = host_backend(ctx, work) {
+        return sent;
+    }
     let key = work.tuple.reversed();
     let mut found = CONNTRACK.get_ptr_mut(&key);
     if found.is_none()
@@ -73,7 +121,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         if flow.flags & flow_flag::REPLY == 0 && !reopens(flow, work.tcp_flags) {
             // The opener's own entry, and the packet goes against it: the first answer.
             work.forward_key = key;
-            work.reply_key = crate::conntrack::partner(flow, key.protocol);
+            work.reply_key = partner(flow, key.protocol);
             if promote(work) != 0 {
                 found = CONNTRACK.get_ptr_mut(&key);
             }
@@ -83,8 +131,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         // SAFETY: a map value; see `established`.
         let flow = unsafe { &mut *flow };
         if !reopens(flow, work.tcp_flags) {
-            if !host && flow.flags & flow_flag::HOST != 0 && flow.flags & flow_flag::REPLY != 0 {
-                // Somebody else's packet on the host's own flow.
+            if borrowed(ctx, flow) {
                 return drop_packet(ctx, work, Reason::SourceMartian);
             }
             if !host && !judged(flow) {
@@ -109,7 +156,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         work.flags = flow_flag::HOST;
         return match open(work, THIS_HOST) {
             Opened::Yes | Opened::No => NEXT,
-            Opened::Again => tail_call(ctx, hook::TO_POD),
+            Opened::Again => tail_call(ctx, hook::TO_POD, hook::TO_POD),
         };
     }
     let enters = match pod(slot_of(Maps.address(&work.tuple.source))) {
@@ -130,7 +177,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             // The stack carries this packet already; so it carries the flow.
             NEXT
         }
-        Opened::Again => tail_call(ctx, hook::TO_POD),
+        Opened::Again => tail_call(ctx, hook::TO_POD, hook::TO_POD),
         Opened::No => {
             dropped(ctx, work);
             DROP

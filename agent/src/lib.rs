@@ -12,13 +12,16 @@
     allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")
 )]
 
+pub mod admin;
 pub mod app;
+pub mod cli;
 pub mod compile;
 pub mod datapath;
 pub mod desired;
 pub mod dump;
 pub mod local;
 pub mod model;
+pub mod observe;
 pub mod oracle;
 pub mod plan;
 pub mod problem;

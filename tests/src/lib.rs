@@ -1,7 +1,9 @@
 //! Test tiers of Sluice that need more than one crate's own unit tests.
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
-//! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd.
+//! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
+//! [`packet`] runs single packets through the programs.
 
 pub mod controlplane;
 pub mod lab;
+pub mod packet;

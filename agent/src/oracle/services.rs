@@ -131,16 +131,16 @@ fn hinted(cluster: &Cluster, node: &str, all: &[(u16, Endpoint)]) -> Vec<(u16, E
             return mine;
         }
     }
-    if let Some(zone) = zone {
-        if ready.iter().all(|(_, e)| !zone_hints(e).is_empty()) {
-            let mine: Vec<_> = ready
-                .iter()
-                .filter(|(_, e)| zone_hints(e).contains(&zone))
-                .cloned()
-                .collect();
-            if !mine.is_empty() {
-                return mine;
-            }
+    if let Some(zone) = zone
+        && ready.iter().all(|(_, e)| !zone_hints(e).is_empty())
+    {
+        let mine: Vec<_> = ready
+            .iter()
+            .filter(|(_, e)| zone_hints(e).contains(&zone))
+            .cloned()
+            .collect();
+        if !mine.is_empty() {
+            return mine;
         }
     }
     ready

@@ -91,6 +91,22 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Need::Lab],
         5,
     ),
+    root(
+        "kernel",
+        "pins, maps, attaching, netlink, on the real object",
+        &["--package", "tests", "--test", "kernel"],
+        1,
+        &[Need::Lab],
+        5,
+    ),
+    root(
+        "controlplane",
+        "the control plane of the cluster tier itself",
+        &["--package", "tests", "--test", "controlplane"],
+        1,
+        &[Need::Lab, Need::ControlPlane],
+        20,
+    ),
 ];
 
 #[cfg(test)]

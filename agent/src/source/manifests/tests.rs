@@ -1,12 +1,5 @@
 //! The manifests source against real directories and the kernel's own events, and its parser against anything.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
-)]
-
 mod bounds;
 mod live;
 mod merging;

@@ -1,12 +1,5 @@
 //! The conversion, rule by rule: YAML in, the model or the rejection out.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
-)]
-
 mod accepted;
 mod rejected;
 

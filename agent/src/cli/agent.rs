@@ -1,0 +1,155 @@
+//! The flags of `sluice agent`. What they mean to the datapath is decided in `app`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::observe::logging::Format;
+
+/// Run the agent of a node.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// Name of this node, as its Node object has it
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: String,
+
+    /// Take objects from a directory of manifests (YAML or JSON, subfolders too), and follow its changes
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "kubeconfig",
+        help_heading = "Source"
+    )]
+    pub manifests: Option<PathBuf>,
+    /// Take objects from the API server that this kubeconfig names; without it and --manifests, from the one of the
+    /// cluster that the agent runs in
+    #[arg(long, value_name = "FILE", help_heading = "Source")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Directory on a bpffs for maps, programs and links, which outlive the agent
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/sluice",
+        help_heading = "Datapath"
+    )]
+    pub pin_root: PathBuf,
+    /// cgroup v2 whose processes' own connections to services are balanced; by default the root of the cgroup2 mount
+    #[arg(long, value_name = "DIR", help_heading = "Datapath")]
+    pub cgroup: Option<PathBuf>,
+    /// Uplinks, instead of those found by the node's addresses and default routes
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        help_heading = "Datapath"
+    )]
+    pub devices: Vec<String>,
+    /// How programs are attached: tcx needs Linux 6.6; auto takes it where it is there
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "auto",
+        help_heading = "Datapath"
+    )]
+    pub attach: AttachFlag,
+    /// Connections that are tracked at a time; each takes two entries of the map conntrack, and as many more connections
+    /// may wait for their first answer as half of this. A map that is pinned already keeps its size
+    #[arg(
+        long,
+        value_name = "CONNECTIONS",
+        default_value_t = agent_common::limits::CONNTRACK / ENTRIES_PER_CONNECTION,
+        value_parser = clap::value_parser!(u32).range(MIN_CONNECTIONS..=MAX_CONNECTIONS),
+        help_heading = "Datapath"
+    )]
+    pub conntrack_max: u32,
+
+    /// What an ipBlock matches: literal, what its CIDR says; cilium, never pods, nodes or this host
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "literal",
+        help_heading = "Policy"
+    )]
+    pub ip_block_mode: IpBlockFlag,
+    /// What holds for a pod link whose pod no source has told of yet
+    #[arg(
+        long,
+        value_name = "VERDICT",
+        default_value = "allow",
+        help_heading = "Policy"
+    )]
+    pub unknown_pod: UnknownPodFlag,
+
+    /// Serve Prometheus metrics at this address (such as 127.0.0.1:9966), path /metrics; by default they are not served
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Observability")]
+    pub metrics_address: Option<SocketAddr>,
+    /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,sluice::source=debug
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "RUST_LOG",
+        default_value = "info",
+        help_heading = "Observability"
+    )]
+    pub log_filter: String,
+    /// How log lines are written, to standard error
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Observability"
+    )]
+    pub log_format: Format,
+}
+
+/// Conntrack entries of a connection: one for each direction.
+pub const ENTRIES_PER_CONNECTION: u32 = 2;
+/// Fewer are of no use to any node.
+const MIN_CONNECTIONS: i64 = 1_024;
+/// 16 million connections are more than 6 GiB of map.
+const MAX_CONNECTIONS: i64 = 1 << 24;
+
+impl AgentArgs {
+    /// Entries of the map `conntrack`.
+    #[must_use]
+    pub const fn conntrack_entries(&self) -> u32 {
+        self.conntrack_max.saturating_mul(ENTRIES_PER_CONNECTION)
+    }
+
+    /// Entries of the map `unreplied`: half as many.
+    #[must_use]
+    pub const fn unreplied_entries(&self) -> u32 {
+        self.conntrack_max
+    }
+}
+
+/// `--attach`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum AttachFlag {
+    /// tcx where the kernel has it, else clsact.
+    Auto,
+    /// Links of tcx.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// `--ip-block-mode`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum IpBlockFlag {
+    /// What the CIDR says.
+    Literal,
+    /// Never pods, nodes or this host.
+    Cilium,
+}
+
+/// `--unknown-pod`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum UnknownPodFlag {
+    /// It may talk.
+    Allow,
+    /// Only this host reaches it.
+    Deny,
+}

@@ -1,0 +1,56 @@
+//! Conntrack, before and after.
+
+use std::net::SocketAddr;
+
+use agent_common::{Flow, Tuple, clock};
+use nix::time::{ClockId, clock_gettime};
+
+use super::world::World;
+
+/// The key of packets from one end to another. `protocol` is IP's number.
+pub fn tuple(protocol: u8, from: SocketAddr, to: SocketAddr) -> Tuple {
+    Tuple {
+        source: from.ip().into(),
+        destination: to.ip().into(),
+        source_port_be: from.port().to_be(),
+        destination_port_be: to.port().to_be(),
+        protocol,
+        _zero: [0; 3],
+    }
+}
+
+/// The programs' clock now, in ticks.
+pub fn now() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .unwrap_or_else(|error| panic!("reading the coarse clock: {error}"));
+    let nanoseconds = u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec()).unwrap_or(0);
+    clock::tick(nanoseconds)
+}
+
+impl World {
+    /// The answered flow's entry for packets from one end to another.
+    pub fn answered(&self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Option<Flow> {
+        self.conntrack.get(&tuple(protocol, from, to), 0).ok()
+    }
+
+    /// The entry of a flow that was not answered yet.
+    pub fn waiting(&self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Option<Flow> {
+        self.unreplied.get(&tuple(protocol, from, to), 0).ok()
+    }
+
+    /// Entries in both tables: two for each flow.
+    pub fn entries(&self) -> usize {
+        self.conntrack.keys().count() + self.unreplied.keys().count()
+    }
+
+    /// Writes an answered flow's entry.
+    pub fn plant(&mut self, key: Tuple, flow: Flow) {
+        self.must(|w| Ok(w.conntrack.insert(key, flow, 0)?));
+    }
+
+    /// Evicts one entry of a flow that was not answered, as the kernel does when the table is full.
+    pub fn evict_waiting(&mut self, key: &Tuple) {
+        self.must(|w| Ok(w.unreplied.remove(key)?));
+    }
+}

@@ -1,0 +1,27 @@
+//! The packet tier: see [`tests::packet`]. Each row is a sentence about one packet, or a few of one flow.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+/// Defines rows: a test for each, and `ROWS` for the test of coverage.
+macro_rules! rows {
+    ($($(#[$doc:meta])* $families:ident $name:ident($world:ident) $body:block)*) => {
+        mod bodies {
+            use super::*;
+            $($(#[$doc])* pub(super) fn $name($world: &mut tests::packet::world::World) $body)*
+        }
+        #[allow(non_upper_case_globals, reason = "each is named for its row")]
+        mod statics {
+            use tests::packet::row::*;
+            $(pub(super) static $name: Row = Row::new(stringify!($name), $families, super::bodies::$name);)*
+        }
+        pub(crate) static ROWS: &[&tests::packet::row::Row] = &[$(&statics::$name),*];
+        $(
+            #[test]
+            fn $name() {
+                statics::$name.pass();
+            }
+        )*
+    };
+}
+
+#[path = "packets/direct.rs"]
+mod direct;
