@@ -10,14 +10,14 @@ use serde_json::Value;
 const READS: [&str; 3] = ["get", "list", "watch"];
 
 /// The audit log of one user.
-pub struct Audit {
+pub(crate) struct Audit {
     policy: PathBuf,
     log: PathBuf,
 }
 
 impl Audit {
     /// Writes the policy that logs the requests of `user`, and of nobody else, as they come.
-    pub fn new(directory: &Path, user: &str) -> Result<Self> {
+    pub(crate) fn new(directory: &Path, user: &str) -> Result<Self> {
         let (policy, log) = (directory.join("audit.yaml"), directory.join("audit.log"));
         let text = format!(
             "
@@ -34,7 +34,7 @@ rules:
     }
 
     /// The API server's arguments.
-    pub fn arguments(&self) -> Vec<String> {
+    pub(crate) fn arguments(&self) -> Vec<String> {
         vec![
             format!("--audit-policy-file={}", self.policy.display()),
             format!("--audit-log-path={}", self.log.display()),
@@ -60,7 +60,7 @@ rules:
     }
 
     /// One line for people.
-    pub fn summary(&self) -> Result<String> {
+    pub(crate) fn summary(&self) -> Result<String> {
         let requests = self.requests()?;
         let parts: Vec<String> = requests
             .iter()
@@ -71,7 +71,7 @@ rules:
     }
 
     /// Whether the agent only ever read.
-    pub fn only_reads(&self) -> Result<()> {
+    pub(crate) fn only_reads(&self) -> Result<()> {
         for (verb, resource) in self.requests()?.keys() {
             ensure!(
                 READS.contains(&verb.as_str()),

@@ -51,7 +51,7 @@ spec: { podSelector: { matchLabels: { role: stranger } }, policyTypes: [Egress] 
 ";
 
 /// Pods of a Deployment come and go, and a service with them. Leaves the Deployment `web` with two pods, and its service.
-pub async fn endpoints(world: &World) -> Result<()> {
+pub(crate) async fn endpoints(world: &World) -> Result<()> {
     let cluster = &world.cluster;
     cluster.apply(DEPLOYMENT).await?;
     cluster.apply(&service("web", "app: web")).await?;
@@ -104,7 +104,7 @@ pub async fn endpoints(world: &World) -> Result<()> {
 }
 
 /// Policies and labels come and go. Leaves the policy `guard`: the client reaches the target, others do not.
-pub async fn policies(world: &World) -> Result<()> {
+pub(crate) async fn policies(world: &World) -> Result<()> {
     let cluster = &world.cluster;
     let target = world.addresses("target").await?;
     let (client, stranger, tool) = (&world.client, &world.stranger, &world.tool);
@@ -149,7 +149,7 @@ pub async fn policies(world: &World) -> Result<()> {
 }
 
 /// The stranger's role.
-pub async fn relabel(world: &World, role: &str) -> Result<()> {
+pub(crate) async fn relabel(world: &World, role: &str) -> Result<()> {
     use k8s_openapi::api::core::v1::Pod;
     use kube::Api;
     use kube::api::{Patch, PatchParams};

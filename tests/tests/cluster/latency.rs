@@ -18,7 +18,7 @@ use crate::prober::{Fate, Prober, Shot};
 use crate::world::{NAMESPACE, PORT, TARGET_PORT, World};
 
 /// Fewer changes than this are no measurement.
-pub const LEAST: usize = 200;
+pub(crate) const LEAST: usize = 200;
 /// Rounds of each part; each round is two changes, there and back.
 const ENDPOINT_ROUNDS: usize = 50;
 const POLICY_ROUNDS: usize = 30;
@@ -39,7 +39,7 @@ const TARGET_PORTS: std::ops::Range<u16> = 10_000..20_000;
 
 /// What was measured.
 #[derive(Debug, Default)]
-pub struct Latencies {
+pub(crate) struct Latencies {
     endpoints: Vec<Duration>,
     policies: Vec<Duration>,
     labels: Vec<Duration>,
@@ -49,12 +49,12 @@ pub struct Latencies {
 
 impl Latencies {
     /// Changes that were measured.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.endpoints.len() + self.policies.len() + self.labels.len()
     }
 
     /// The report: one line of all, and one of each part.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let mut all = [&self.endpoints[..], &self.policies, &self.labels].concat();
         line("change to packet", &mut all);
         for (name, times) in [
@@ -89,7 +89,7 @@ fn line(name: &str, times: &mut [Duration]) {
 }
 
 /// Makes the changes and measures each.
-pub async fn measure(world: &World) -> Result<Latencies> {
+pub(crate) async fn measure(world: &World) -> Result<Latencies> {
     let mut latencies = Latencies::default();
     endpoints(world, &mut latencies).await?;
     policies(world, &mut latencies).await?;

@@ -34,7 +34,7 @@ spec:
 ";
 
 /// The agent is cut off, the cluster changes, the server is away altogether and comes back without its history.
-pub async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> Result<()> {
+pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> Result<()> {
     let cluster = world.cluster.clone();
     let (brief, lasting) = (service("brief", "app: web"), service("lasting", "app: web"));
     cluster.apply(&brief).await?;
@@ -129,7 +129,7 @@ pub async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> Result<
 }
 
 /// The agent may not see policies: it says so, and prunes nothing.
-pub async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()> {
+pub(crate) async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()> {
     let cluster = world.cluster.clone();
     let (target, fresh_at) = (world.addresses("target").await?, world.addresses("fresh").await?);
     let roles: Api<ClusterRole> = Api::all(cluster.client());

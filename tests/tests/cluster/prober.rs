@@ -24,7 +24,7 @@ const BATCH: usize = 256;
 
 /// What became of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Nothing (yet).
     Silence,
     /// This server answered.
@@ -35,11 +35,11 @@ pub enum Fate {
 
 /// One probe.
 #[derive(Debug, Clone)]
-pub struct Shot {
+pub(crate) struct Shot {
     /// Just before it was sent.
-    pub sent: Instant,
+    pub(crate) sent: Instant,
     /// What became of it.
-    pub fate: Fate,
+    pub(crate) fate: Fate,
 }
 
 #[derive(Debug, Default)]
@@ -61,14 +61,14 @@ struct Shared {
 
 /// A running prober.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Prober {
     /// Probes `to` from a pod, from these source ports in turn.
-    pub fn start(from: &Pod, to: SocketAddr, ports: std::ops::Range<u16>) -> Result<Self> {
+    pub(crate) fn start(from: &Pod, to: SocketAddr, ports: std::ops::Range<u16>) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let source = if to.is_ipv4() {
             IpAddr::V4(from.ipv4)
@@ -93,14 +93,14 @@ impl Prober {
     }
 
     /// Forgets what was probed so far.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let mut record = lock(&self.shared.record);
         record.first += record.shots.len() as u64;
         record.shots.clear();
     }
 
     /// Waits until the probes are as `wanted` says; gives nothing when `deadline` passes first.
-    pub fn wait<T>(
+    pub(crate) fn wait<T>(
         &self,
         deadline: Duration,
         mut wanted: impl FnMut(&[Shot]) -> Option<T>,
@@ -124,7 +124,7 @@ impl Prober {
     }
 
     /// Waits until whatever had come for the prober before this call is read.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         let mut record = lock(&self.shared.record);
         // The round under way may have read already.
         let wanted = record.rounds + 2;

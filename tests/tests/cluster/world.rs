@@ -16,13 +16,13 @@ use tests::lab::pod::{Pod, PodSpec};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
 
 /// The namespace of nearly everything.
-pub const NAMESPACE: &str = "shop";
+pub(crate) const NAMESPACE: &str = "shop";
 /// The namespace of the one pod that is elsewhere.
-pub const ELSEWHERE: &str = "tools";
+pub(crate) const ELSEWHERE: &str = "tools";
 /// The port of every service.
-pub const PORT: u16 = 80;
+pub(crate) const PORT: u16 = 80;
 /// The port of every server.
-pub const TARGET_PORT: u16 = 8080;
+pub(crate) const TARGET_PORT: u16 = 8080;
 /// However busy the machine is.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at what tells no event.
@@ -31,15 +31,15 @@ const LOOK: Duration = Duration::from_millis(20);
 const SPREAD: usize = 40;
 
 /// What the agent may do, as it is deployed.
-pub fn rbac() -> Result<String> {
+pub(crate) fn rbac() -> Result<String> {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rbac.yaml");
     std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
 }
 
 /// A pod of the lab with a server on [`TARGET_PORT`], TCP and UDP, IPv4 and IPv6.
-pub struct Backend {
+pub(crate) struct Backend {
     /// The lab's pod.
-    pub pod: Pod,
+    pub(crate) pod: Pod,
     server: Server,
 }
 
@@ -50,51 +50,51 @@ impl Backend {
     }
 
     /// As its answers name it.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.server.name()
     }
 }
 
 /// Cluster, node, pods and agent.
-pub struct World {
+pub(crate) struct World {
     /// The administrator's hands.
-    pub cluster: Cluster,
+    pub(crate) cluster: Cluster,
     /// The node that the agent runs on.
-    pub node: Node,
+    pub(crate) node: Node,
     /// May ask what policies guard.
-    pub client: Pod,
+    pub(crate) client: Pod,
     /// May not.
-    pub stranger: Pod,
+    pub(crate) stranger: Pod,
     /// Asks from another namespace.
-    pub tool: Pod,
+    pub(crate) tool: Pod,
     /// What pods of the Deployment may become.
-    pub backends: Vec<Backend>,
+    pub(crate) backends: Vec<Backend>,
     /// What policies guard.
-    pub target: Backend,
+    pub(crate) target: Backend,
     agent: Option<Agent>,
 }
 
 /// The probes of one client: every address of a service, TCP and UDP.
-pub struct Asked {
+pub(crate) struct Asked {
     /// In the order of the probes.
-    pub outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
 }
 
 impl Asked {
     /// Whether each was answered.
-    pub fn all_answered(&self) -> bool {
+    pub(crate) fn all_answered(&self) -> bool {
         self.outcomes.iter().all(Outcome::is_answered)
     }
 
     /// Whether each met this word.
-    pub fn all(&self, word: &str) -> bool {
+    pub(crate) fn all(&self, word: &str) -> bool {
         self.outcomes.iter().all(|outcome| outcome.word() == word)
     }
 }
 
 impl World {
     /// Makes the pods of the lab and of the cluster, the services, and starts the agent with the rights of `deploy/rbac.yaml`.
-    pub async fn build(plane: &ControlPlane, node: Node) -> Result<Self> {
+    pub(crate) async fn build(plane: &ControlPlane, node: Node) -> Result<Self> {
         let cluster = plane.cluster()?;
         let names = ["client", "stranger", "web-1", "web-2", "web-3", "target"];
         let mut specs: Vec<PodSpec> = names.map(|n| PodSpec::new(n).in_namespace(NAMESPACE)).into();
@@ -169,7 +169,7 @@ spec:
 
     /// The pods of a Deployment named `web` that have no address yet get those of backends that are free; waits until there
     /// are `count` pods. Gives the backends that are in use.
-    pub async fn run_web(&self, count: usize) -> Result<Vec<&Backend>> {
+    pub(crate) async fn run_web(&self, count: usize) -> Result<Vec<&Backend>> {
         let pods = self
             .cluster
             .wait_for_pods(NAMESPACE, "app=web", count)
@@ -203,12 +203,12 @@ spec:
     }
 
     /// The agent.
-    pub fn agent(&mut self) -> Result<&mut Agent> {
+    pub(crate) fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context("no agent runs")
     }
 
     /// Starts the agent without waiting for it.
-    pub fn launch_agent(&mut self, kubeconfig: &std::path::Path) -> Result<()> {
+    pub(crate) fn launch_agent(&mut self, kubeconfig: &std::path::Path) -> Result<()> {
         let plan = AgentPlan::new(&self.node, Source::Kubeconfig(kubeconfig.to_owned()))?;
         // The old one, if there is one, is killed first.
         self.agent = None;
@@ -217,12 +217,12 @@ spec:
     }
 
     /// Waits until the agent is ready.
-    pub fn wait_ready(&mut self) -> Result<()> {
+    pub(crate) fn wait_ready(&mut self) -> Result<()> {
         self.agent()?.wait_ready(DEADLINE)
     }
 
     /// Waits until `sluice status` is as `wanted` says, and gives it.
-    pub fn wait_status(
+    pub(crate) fn wait_status(
         &mut self,
         what: &str,
         wanted: impl Fn(&serde_json::Value) -> bool,
@@ -247,12 +247,12 @@ spec:
     }
 
     /// The agent's and all earlier agents' log.
-    pub fn agent_log(&self) -> String {
+    pub(crate) fn agent_log(&self) -> String {
         self.agent.as_ref().map(Agent::log).unwrap_or_default()
     }
 
     /// The ClusterIPs of a service, IPv4 first.
-    pub async fn addresses(&self, service: &str) -> Result<[IpAddr; 2]> {
+    pub(crate) async fn addresses(&self, service: &str) -> Result<[IpAddr; 2]> {
         let api: Api<Service> = Api::namespaced(self.cluster.client(), NAMESPACE);
         let spec = api.get(service).await?.spec.context("a spec")?;
         let mut addresses = spec
@@ -270,7 +270,7 @@ spec:
     }
 
     /// Packets dropped for a reason so far, at all hooks: the kernel's own word.
-    pub fn drops(&self, reason: Reason) -> Result<u64> {
+    pub(crate) fn drops(&self, reason: Reason) -> Result<u64> {
         let plan = self.agent.as_ref().context("no agent runs")?.plan();
         let pin = plan
             .pin_root
@@ -287,7 +287,7 @@ spec:
     }
 
     /// One probe to each address by TCP and UDP, at the service port.
-    pub fn ask(&self, from: &Pod, to: &[IpAddr]) -> Result<Asked> {
+    pub(crate) fn ask(&self, from: &Pod, to: &[IpAddr]) -> Result<Asked> {
         self.ask_times(from, to, 1)
     }
 
@@ -298,7 +298,7 @@ spec:
     }
 
     /// Waits until exactly these backends answer at every address and protocol; from then on nobody else may.
-    pub fn served_by(&self, what: &str, from: &Pod, to: &[IpAddr], wanted: &[&str]) -> Result<()> {
+    pub(crate) fn served_by(&self, what: &str, from: &Pod, to: &[IpAddr], wanted: &[&str]) -> Result<()> {
         let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
         self.eventually(what, || {
             let asked = self.ask_times(from, to, SPREAD)?;
@@ -323,7 +323,7 @@ spec:
     }
 
     /// Waits until nothing of `from` is answered, and holds that against a control, the server's record and the drop counter.
-    pub fn denied(
+    pub(crate) fn denied(
         &self,
         what: &str,
         from: &Pod,
@@ -373,7 +373,7 @@ spec:
     }
 
     /// Waits until all of `from` is answered.
-    pub fn allowed(&self, what: &str, from: &Pod, to: &[IpAddr]) -> Result<()> {
+    pub(crate) fn allowed(&self, what: &str, from: &Pod, to: &[IpAddr]) -> Result<()> {
         self.eventually(what, || {
             let asked = self.ask(from, to)?;
             ensure!(asked.all_answered(), "{}", told(&asked.outcomes));
@@ -382,7 +382,7 @@ spec:
     }
 
     /// Probes again until it is so: a packet is what tells, and no event precedes it.
-    pub fn eventually(&self, what: &str, mut so: impl FnMut() -> Result<()>) -> Result<()> {
+    pub(crate) fn eventually(&self, what: &str, mut so: impl FnMut() -> Result<()>) -> Result<()> {
         let end = Instant::now() + DEADLINE;
         let began = Instant::now();
         loop {
@@ -404,7 +404,7 @@ spec:
 }
 
 /// A dual-stack service of a selector, TCP and UDP from [`PORT`] to [`TARGET_PORT`].
-pub fn service(name: &str, selector: &str) -> String {
+pub(crate) fn service(name: &str, selector: &str) -> String {
     format!(
         "
 apiVersion: v1
