@@ -7,27 +7,34 @@
 //! | blocking pool | collection of flows by age |
 
 mod attachments;
+mod observed;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_common::{Config as MapConfig, feature, limits};
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
 use crate::datapath::conntrack::{Conntrack, Table};
-use crate::datapath::{Datapath, Write, host, load, object, pins::Pins};
+use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
 use crate::model::{Kind, intern};
+use crate::observe::flows::FlowHub;
+use crate::observe::metrics::{Metrics, server::Endpoint};
+use crate::observe::readiness::{self, Notice, Readiness};
 use crate::reconcile::{Handle, Reconciler};
 use crate::source::{self, KubeSource, ManifestSource, Source};
 
 use attachments::Attachments;
+use observed::{Awaited, FlowUse, Observed};
 
 /// Where cluster state comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,6 +68,8 @@ pub struct Config {
     pub unknown_pod: UnknownPod,
     /// Entries of `conntrack`, two per flow.
     pub conntrack_max: u32,
+    /// Where metrics are served, if they are.
+    pub metrics_address: Option<SocketAddr>,
 }
 
 /// Events that may wait for the reconciler: a source that is faster is held back.
@@ -82,7 +91,14 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 async fn serve(config: Config) -> Result<()> {
+    let started = SystemTime::now();
     host::check()?;
+    // First: a second agent by mistake must not get as far as the maps.
+    let admin = Server::bind(&config.socket)?;
+    let endpoint = match config.metrics_address {
+        Some(address) => Some(Endpoint::bind(address).await?),
+        None => None,
+    };
     let cgroup = host::cgroup(config.cgroup.as_deref())?;
     let pins = Arc::new(Pins::open(&config.pin_root)?);
     let sizes = object::Sizes {
@@ -95,6 +111,7 @@ async fn serve(config: Config) -> Result<()> {
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
     let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), cgroup);
+    let attached = attachments.attached();
 
     let mut uplinks = UplinkChoice {
         devices: config.devices.iter().cloned().collect(),
@@ -117,9 +134,40 @@ async fn serve(config: Config) -> Result<()> {
         Box::new(attachments),
         intern(&config.node_name),
     );
+    let (readiness, metrics, hub) = (
+        Readiness::default(),
+        Arc::<Metrics>::default(),
+        FlowHub::default(),
+    );
+    let awaited = Awaited::new(&readiness, source.name(), source.kinds());
+    let flow_use = Arc::<FlowUse>::default();
+    let observed = Arc::new(Observed {
+        config: config.clone(),
+        source: source.name(),
+        started,
+        readiness: readiness.clone(),
+        handle: handle.clone(),
+        local: local.clone(),
+        attached,
+        counters: loaded.counters,
+        flow_use: Arc::clone(&flow_use),
+        capacities: loaded.capacities,
+        hub: hub.clone(),
+    });
+    let switch = Switch::open(&pins)?;
     let ended = spawn_reconciler(reconciler, received, local)?;
-    let source = tokio::spawn(source.run(events));
-    let collector = tokio::spawn(collect(loaded.conntrack));
+    // Dropped with this function, which ends them all.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(source.run(events));
+    tasks.spawn(collect(loaded.conntrack, flow_use));
+    tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
+    tasks.spawn(observed::switch_allowed(switch, hub));
+    tasks.spawn(awaited.follow(handle.clone(), readiness, Arc::clone(&metrics)));
+    tasks.spawn(admin.run(Arc::clone(&observed) as Arc<_>));
+    if let Some(endpoint) = endpoint {
+        info!(address = %endpoint.address(), "metrics are served");
+        tasks.spawn(endpoint.run(observed, metrics));
+    }
 
     let mut ended = ended;
     let mut stop = Stop::new()?;
@@ -139,8 +187,9 @@ async fn serve(config: Config) -> Result<()> {
             },
         }
     };
-    source.abort();
-    collector.abort();
+    if let Err(error) = readiness::notify(Notice::Stopping) {
+        warn!("the service manager cannot be told: {error}");
+    }
     result
 }
 
@@ -221,7 +270,7 @@ fn spawn_reconciler(
 }
 
 /// Collects flows by age, for ever.
-async fn collect(conntrack: Conntrack) {
+async fn collect(conntrack: Conntrack, flow_use: Arc<FlowUse>) {
     let conntrack = Arc::new(conntrack);
     let mut timer = tokio::time::interval(COLLECT_EVERY);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -230,7 +279,10 @@ async fn collect(conntrack: Conntrack) {
         for table in [Table::Unreplied, Table::Conntrack] {
             let conntrack = Arc::clone(&conntrack);
             match tokio::task::spawn_blocking(move || conntrack.collect(table)).await {
-                Ok(Ok(sweep)) => tracing::debug!(?table, ?sweep, "collected"),
+                Ok(Ok(sweep)) => {
+                    tracing::debug!(?table, ?sweep, "collected");
+                    flow_use.collected(table, sweep.seen.saturating_sub(sweep.expired));
+                }
                 Ok(Err(error)) => warn!(?table, "flows cannot be collected by age: {error}"),
                 Err(error) => warn!(?table, "collecting flows ended: {error}"),
             }

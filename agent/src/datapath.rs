@@ -17,6 +17,7 @@ pub mod load;
 pub mod memory;
 pub mod object;
 pub mod pins;
+pub mod switch;
 mod sys;
 mod words;
 

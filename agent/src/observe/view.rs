@@ -31,6 +31,7 @@ pub use status::{
     ApplyView, AttachedKind, AttachmentView, CountView, DropView, LimitView, MapView, ObjectCount,
     ProblemView, RejectedView, SourceView, Status,
 };
+pub(in crate::observe) use status::{ip_block_mode_name, unknown_pod_name};
 
 /// What an address is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

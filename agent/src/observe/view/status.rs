@@ -216,14 +216,14 @@ impl Status {
 
 /// How `--ip-block-mode` writes it.
 #[must_use]
-const fn ip_block_mode_name(mode: IpBlockMode) -> &'static str {
+pub(in crate::observe) const fn ip_block_mode_name(mode: IpBlockMode) -> &'static str {
     match mode {
         IpBlockMode::Literal => "literal",
         IpBlockMode::Cilium => "cilium",
     }
 }
 
-const fn unknown_pod_name(mode: UnknownPod) -> &'static str {
+pub(in crate::observe) const fn unknown_pod_name(mode: UnknownPod) -> &'static str {
     match mode {
         UnknownPod::Allow => "allow",
         UnknownPod::Deny => "deny",

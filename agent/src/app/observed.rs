@@ -1,0 +1,320 @@
+//! What the agent shows of itself: snapshots, counters and events, brought to the admin socket, metrics and the service manager.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use agent_common::hook;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::Config;
+use super::attachments::Attached;
+use crate::datapath::attach::Mode;
+use crate::datapath::conntrack::Table;
+use crate::datapath::counters::Counters;
+use crate::datapath::events::Events;
+use crate::datapath::switch::Switch;
+use crate::local::Local;
+use crate::model::{Kind, Text, intern};
+use crate::observe::flows::FlowHub;
+use crate::observe::metrics::{ApplyResult, Metrics};
+use crate::observe::readiness::{self, Guard, Notice, Readiness};
+use crate::observe::state::{
+    Applied, AttachMode, AttachedTo, Attachment, CounterState, DropCount, MapUse, Provider,
+    SourceState, State, Summary,
+};
+use crate::reconcile::{Handle, Snapshot};
+
+/// Entries of the tables of flows, as the last collection saw them.
+#[derive(Default, Debug)]
+pub(super) struct FlowUse {
+    conntrack: AtomicU64,
+    unreplied: AtomicU64,
+}
+
+impl FlowUse {
+    const fn of(&self, table: Table) -> &AtomicU64 {
+        match table {
+            Table::Conntrack => &self.conntrack,
+            Table::Unreplied => &self.unreplied,
+        }
+    }
+
+    /// A collection is over.
+    pub(super) fn collected(&self, table: Table, entries: u64) {
+        self.of(table).store(entries, Ordering::Relaxed);
+    }
+}
+
+/// Answers for the agent.
+pub(super) struct Observed {
+    pub(super) config: Config,
+    pub(super) source: &'static str,
+    pub(super) started: SystemTime,
+    pub(super) readiness: Readiness,
+    pub(super) handle: Handle,
+    pub(super) local: watch::Receiver<Option<Arc<Local>>>,
+    pub(super) attached: Arc<Mutex<Attached>>,
+    pub(super) counters: Counters,
+    pub(super) flow_use: Arc<FlowUse>,
+    pub(super) capacities: BTreeMap<String, u32>,
+    pub(super) hub: FlowHub,
+}
+
+impl Observed {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.handle.snapshots.borrow())
+    }
+
+    fn node(&self) -> Text {
+        intern(&self.config.node_name)
+    }
+
+    fn sources(&self, snapshot: &Snapshot) -> Vec<SourceState> {
+        let kinds = snapshot.kinds.iter();
+        let state = |(kind, state): (&Kind, &crate::reconcile::KindState)| SourceState {
+            name: self.source.to_owned(),
+            kind: *kind,
+            synced: state.synced,
+            stale_since: state.stale.as_ref().map(|(since, _)| *since),
+            reason: state
+                .stale
+                .clone()
+                .map(|(_, reason)| reason)
+                .unwrap_or_default(),
+        };
+        kinds.map(state).collect()
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        let attached = self
+            .attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let local = self.local.borrow().clone().unwrap_or_default();
+        let mode = match attached.mode {
+            Mode::Clsact => AttachMode::Clsact,
+            Mode::Auto | Mode::Tcx => AttachMode::Tcx,
+        };
+        let mut all = Vec::new();
+        for (ifindex, ingress) in attached.places {
+            let (to, hook) = match (local.pods.get(&ifindex), local.uplinks.get(&ifindex)) {
+                (Some(link), _) => {
+                    let interface = link.name.clone();
+                    let hook = if ingress {
+                        hook::FROM_POD
+                    } else {
+                        hook::TO_POD
+                    };
+                    (AttachedTo::Pod { interface, ifindex }, hook)
+                }
+                (None, Some(name)) => {
+                    let interface = name.clone();
+                    let hook = if ingress {
+                        hook::FROM_UPLINK
+                    } else {
+                        hook::TO_UPLINK
+                    };
+                    (AttachedTo::Uplink { interface, ifindex }, hook)
+                }
+                // The link went a moment ago.
+                (None, None) => continue,
+            };
+            all.push(Attachment { to, hook, mode });
+        }
+        all.extend(attached.cgroup.map(|path| Attachment {
+            to: AttachedTo::Cgroup { path },
+            hook: hook::SOCKET,
+            mode: AttachMode::Cgroup,
+        }));
+        all
+    }
+
+    fn maps(&self, snapshot: &Snapshot) -> Vec<MapUse> {
+        let written = snapshot
+            .usage
+            .iter()
+            .map(|(name, (entries, capacity))| MapUse {
+                name: (*name).to_owned(),
+                entries: *entries as u64,
+                capacity: u64::from(*capacity),
+            });
+        let tables = [
+            ("conntrack", Table::Conntrack),
+            ("unreplied", Table::Unreplied),
+        ];
+        let flows = tables.into_iter().filter_map(|(name, table)| {
+            Some(MapUse {
+                name: name.to_owned(),
+                entries: self.flow_use.of(table).load(Ordering::Relaxed),
+                capacity: u64::from(*self.capacities.get(name)?),
+            })
+        });
+        written.chain(flows).collect()
+    }
+
+    fn counters(&self) -> CounterState {
+        match self.counters.totals() {
+            Ok(totals) => CounterState {
+                drops: totals
+                    .drops
+                    .iter()
+                    .map(|drop| DropCount {
+                        hook: drop.hook,
+                        reason: drop.reason,
+                        packets: drop.counter.packets,
+                        bytes: drop.counter.bytes,
+                    })
+                    .collect(),
+                counts: totals.counts.iter().map(|(c, n)| (*c, n.packets)).collect(),
+            },
+            Err(error) => {
+                warn!("the counters cannot be read: {error}");
+                CounterState::default()
+            }
+        }
+    }
+}
+
+impl Provider for Observed {
+    fn summary(&self) -> Summary {
+        let snapshot = self.snapshot();
+        Summary {
+            node: self.node(),
+            waiting_for: self.readiness.missing(),
+            started: self.started,
+            ip_block_mode: self.config.ip_block_mode,
+            unknown_pod: self.config.unknown_pod,
+            sources: self.sources(&snapshot),
+            rejected: snapshot.rejected.clone(),
+            notices: snapshot.notices.clone(),
+            problems: snapshot.problems.clone(),
+            applied: snapshot.last_apply.as_ref().map(|last| Applied {
+                at: last.at,
+                duration: last.took,
+                writes: last.writes,
+            }),
+            attached: self.attachments(),
+            maps: self.maps(&snapshot),
+            counters: self.counters(),
+        }
+    }
+
+    fn state(&self) -> BoxFuture<'_, Option<Arc<State>>> {
+        Box::pin(async {
+            let seen = self.handle.state().await?;
+            let node = self.node();
+            Some(Arc::new(State { node, seen }))
+        })
+    }
+
+    fn revision(&self) -> u64 {
+        let counts = self.snapshot().counts;
+        counts.changes.wrapping_add(counts.applies)
+    }
+
+    fn flows(&self) -> &FlowHub {
+        &self.hub
+    }
+}
+
+/// Brings events from the ring to those who watch, for ever.
+pub(super) async fn pump(mut events: Events, hub: FlowHub) {
+    loop {
+        match events.next().await {
+            Ok(event) => hub.publish(event),
+            Err(error) => {
+                warn!("events cannot be read any more, `sluice flows` stays silent: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Has allowed flows reported while somebody watches them, for ever.
+pub(super) async fn switch_allowed(switch: Switch, hub: FlowHub) {
+    let mut watchers = hub.allowed_watchers();
+    loop {
+        let on = *watchers.borrow_and_update() > 0;
+        if let Err(error) = switch.report_allowed(on) {
+            warn!("reporting of allowed flows cannot be switched: {error}");
+        }
+        if watchers.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What the start waits for.
+pub(super) struct Awaited {
+    kinds: BTreeMap<Kind, Guard>,
+    local: Option<Guard>,
+    first_apply: Option<Guard>,
+}
+
+impl Awaited {
+    pub(super) fn new(readiness: &Readiness, source: &str, kinds: &[Kind]) -> Self {
+        let kind = |kind: &Kind| (*kind, readiness.wait_for(format!("{kind}s of {source}")));
+        Self {
+            local: Some(readiness.wait_for("the node's links and addresses")),
+            kinds: kinds.iter().map(kind).collect(),
+            first_apply: Some(readiness.wait_for("the first apply")),
+        }
+    }
+
+    /// Lets go of what has come, counts applies, and tells the service manager once. For ever.
+    pub(super) async fn follow(
+        mut self,
+        mut handle: Handle,
+        readiness: Readiness,
+        metrics: Arc<Metrics>,
+    ) {
+        let ready = async {
+            readiness.ready().await;
+            tracing::info!("ready");
+            if let Err(error) = readiness::notify(Notice::Ready) {
+                warn!("the service manager cannot be told: {error}");
+            }
+            std::future::pending::<()>().await;
+        };
+        let follow = async {
+            let mut applied = None;
+            loop {
+                let snapshot = Arc::clone(&handle.snapshots.borrow_and_update());
+                self.kinds
+                    .retain(|kind, _| !snapshot.kinds.get(kind).is_some_and(|k| k.synced));
+                if snapshot.local_known {
+                    self.local = None;
+                }
+                if *handle.ready.borrow_and_update() {
+                    self.first_apply = None;
+                }
+                let last = snapshot.last_apply.as_ref();
+                if let Some(last) = last.filter(|last| Some(last.at) != applied) {
+                    applied = Some(last.at);
+                    let whole = snapshot.problems.iter().all(|p| p.limit.is_none());
+                    metrics.applied(
+                        last.took,
+                        if whole {
+                            ApplyResult::Ok
+                        } else {
+                            ApplyResult::Partial
+                        },
+                    );
+                }
+                let changed = tokio::select! {
+                    changed = handle.snapshots.changed() => changed,
+                    changed = handle.ready.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(ready, follow);
+    }
+}
