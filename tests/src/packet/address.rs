@@ -16,9 +16,7 @@ impl Family {
     fn address(self, net: u8, n: u8) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::new(10, net, 0, n).into(),
-            Self::V6 => {
-                Ipv6Addr::new(0xfd00, net.into(), 0, 0, 0, 0, 0, n.into()).into()
-            }
+            Self::V6 => Ipv6Addr::new(0xfd00, net.into(), 0, 0, 0, 0, 0, n.into()).into(),
         }
     }
 

@@ -27,14 +27,34 @@ pub mod tcp {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Tcp { from: u16, to: u16, sequence: u32, acknowledgement: u32, flags: u8, options: Vec<u8> },
-    Udp { from: u16, to: u16, checksum: bool },
-    Sctp { from: u16, to: u16 },
+    Tcp {
+        from: u16,
+        to: u16,
+        sequence: u32,
+        acknowledgement: u32,
+        flags: u8,
+        options: Vec<u8>,
+    },
+    Udp {
+        from: u16,
+        to: u16,
+        checksum: bool,
+    },
+    Sctp {
+        from: u16,
+        to: u16,
+    },
     /// ICMP of the packet's family: type, code, and the four bytes behind the checksum.
-    Icmp { kind: u8, code: u8, rest: [u8; 4] },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+    },
     Other,
     /// A whole frame behind its Ethernet header, which is of this type.
-    Frame { ether_type: u16 },
+    Frame {
+        ether_type: u16,
+    },
 }
 
 /// A packet to be made.
@@ -78,7 +98,11 @@ impl Packet {
             from: from.port(),
             to: to.port(),
             sequence: 0x1000_0000,
-            acknowledgement: if flags & tcp::ACK != 0 { 0x2000_0000 } else { 0 },
+            acknowledgement: if flags & tcp::ACK != 0 {
+                0x2000_0000
+            } else {
+                0
+            },
             flags,
             options: Vec::new(),
         };
@@ -102,13 +126,20 @@ impl Packet {
 
     /// A UDP datagram.
     pub fn udp(from: SocketAddr, to: SocketAddr) -> Self {
-        let body = Body::Udp { from: from.port(), to: to.port(), checksum: true };
+        let body = Body::Udp {
+            from: from.port(),
+            to: to.port(),
+            checksum: true,
+        };
         Self::new(from.ip(), to.ip(), 17, body).data(b"datagram")
     }
 
     /// An SCTP packet without chunks.
     pub fn sctp(from: SocketAddr, to: SocketAddr) -> Self {
-        let body = Body::Sctp { from: from.port(), to: to.port() };
+        let body = Body::Sctp {
+            from: from.port(),
+            to: to.port(),
+        };
         Self::new(from.ip(), to.ip(), 132, body)
     }
 
@@ -121,13 +152,25 @@ impl Packet {
     /// An echo request.
     pub fn ping(from: IpAddr, to: IpAddr, id: u16) -> Self {
         let [a, b] = id.to_be_bytes();
-        Self::icmp(from, to, if from.is_ipv4() { 8 } else { 128 }, 0, [a, b, 0, 1])
+        Self::icmp(
+            from,
+            to,
+            if from.is_ipv4() { 8 } else { 128 },
+            0,
+            [a, b, 0, 1],
+        )
     }
 
     /// An echo reply.
     pub fn pong(from: IpAddr, to: IpAddr, id: u16) -> Self {
         let [a, b] = id.to_be_bytes();
-        Self::icmp(from, to, if from.is_ipv4() { 0 } else { 129 }, 0, [a, b, 0, 1])
+        Self::icmp(
+            from,
+            to,
+            if from.is_ipv4() { 0 } else { 129 },
+            0,
+            [a, b, 0, 1],
+        )
     }
 
     /// A packet of a protocol that nothing here knows.
@@ -147,7 +190,9 @@ impl Packet {
 
     /// A neighbour solicitation, with the hop limit that RFC 4861 asks for.
     pub fn neighbour_solicitation(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr) -> Self {
-        Self::icmp(from.into(), to.into(), 135, 0, [0; 4]).data(&target.octets()).hops(255)
+        Self::icmp(from.into(), to.into(), 135, 0, [0; 4])
+            .data(&target.octets())
+            .hops(255)
     }
 
     /// A version 2 multicast listener report behind its router alert.
@@ -178,7 +223,12 @@ impl Packet {
 
     /// Sets TCP's sequence and acknowledgement numbers.
     pub fn numbers(mut self, seq: u32, ack: u32) -> Self {
-        if let Body::Tcp { sequence, acknowledgement, .. } = &mut self.body {
+        if let Body::Tcp {
+            sequence,
+            acknowledgement,
+            ..
+        } = &mut self.body
+        {
             (*sequence, *acknowledgement) = (seq, ack);
         }
         self
@@ -310,7 +360,14 @@ impl Packet {
     fn transport(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let check_at = match &self.body {
-            Body::Tcp { from, to, sequence, acknowledgement, flags, options } => {
+            Body::Tcp {
+                from,
+                to,
+                sequence,
+                acknowledgement,
+                flags,
+                options,
+            } => {
                 out.extend(from.to_be_bytes());
                 out.extend(to.to_be_bytes());
                 out.extend(sequence.to_be_bytes());

@@ -109,8 +109,17 @@ impl Outcome {
 
     /// It is redirected, and no drop is counted.
     pub fn redirected(self) -> Self {
-        assert_eq!(self.verdict, REDIRECT, "it should be redirected: {}", self.context());
-        assert!(self.drops.is_empty(), "it is redirected: {}", self.context());
+        assert_eq!(
+            self.verdict,
+            REDIRECT,
+            "it should be redirected: {}",
+            self.context()
+        );
+        assert!(
+            self.drops.is_empty(),
+            "it is redirected: {}",
+            self.context()
+        );
         self
     }
 
@@ -122,14 +131,25 @@ impl Outcome {
             assert_eq!(seen.hops, sent.hops - 1, "one hop: {}", out.context());
         }
         assert_eq!(seen.to_mac, pod.mac, "to the pod's MAC: {}", out.context());
-        assert_eq!(seen.from_mac, pod.host_mac, "from the link's MAC: {}", out.context());
+        assert_eq!(
+            seen.from_mac,
+            pod.host_mac,
+            "from the link's MAC: {}",
+            out.context()
+        );
         out
     }
 
     /// It is dropped at this hook for exactly this reason, counted once with its bytes, and told of.
     pub fn dropped(self, hook: u32, reason: Reason) -> Self {
         let out = self.dropped_untold(hook, reason);
-        assert_eq!(out.events.len(), 1, "one event: {:?}\n{}", out.events, out.context());
+        assert_eq!(
+            out.events.len(),
+            1,
+            "one event: {:?}\n{}",
+            out.events,
+            out.context()
+        );
         assert_eq!(out.events[0].kind, event_kind::DROP, "{:?}", out.events);
         assert_eq!(out.events[0].reason, Some(reason), "{:?}", out.events);
         assert_eq!(u32::from(out.events[0].hook), hook, "{:?}", out.events);
@@ -138,15 +158,31 @@ impl Outcome {
 
     /// [`Outcome::dropped`] where there is nothing to tell of the flow.
     pub fn dropped_untold(self, hook: u32, reason: Reason) -> Self {
-        assert_eq!(self.verdict, SHOT, "it should be dropped: {}", self.context());
+        assert_eq!(
+            self.verdict,
+            SHOT,
+            "it should be dropped: {}",
+            self.context()
+        );
         self.only(hook, reason)
     }
 
     /// It is turned into its own answer and redirected back, for exactly this reason.
     pub fn rejected(self, reason: Reason) -> Self {
-        assert_eq!(self.verdict, REDIRECT, "it should be answered: {}", self.context());
+        assert_eq!(
+            self.verdict,
+            REDIRECT,
+            "it should be answered: {}",
+            self.context()
+        );
         let out = self.only(hook::FROM_POD, reason);
-        assert_eq!(out.events.len(), 1, "one event: {:?}\n{}", out.events, out.context());
+        assert_eq!(
+            out.events.len(),
+            1,
+            "one event: {:?}\n{}",
+            out.events,
+            out.context()
+        );
         assert_eq!(out.events[0].kind, event_kind::REJECT, "{:?}", out.events);
         assert_eq!(out.events[0].reason, Some(reason), "{:?}", out.events);
         out
@@ -154,7 +190,13 @@ impl Outcome {
 
     fn only(self, hook: u32, reason: Reason) -> Self {
         let expected = BTreeMap::from([((hook, reason), 1)]);
-        assert_eq!(self.drops, expected, "for {}: {}", reason.name(), self.context());
+        assert_eq!(
+            self.drops,
+            expected,
+            "for {}: {}",
+            reason.name(),
+            self.context()
+        );
         self
     }
 
@@ -162,7 +204,12 @@ impl Outcome {
     pub fn shows(self, source: SocketAddr, destination: SocketAddr) -> Self {
         let seen = self.seen();
         assert_eq!(seen.source, source, "source: {}", self.context());
-        assert_eq!(seen.destination, destination, "destination: {}", self.context());
+        assert_eq!(
+            seen.destination,
+            destination,
+            "destination: {}",
+            self.context()
+        );
         self
     }
 
@@ -201,7 +248,13 @@ impl World {
         self.must(|w| w.try_run(program, ifindex, ingress, frame))
     }
 
-    fn try_run(&mut self, name: &str, ifindex: u32, ingress: u32, sent: Vec<u8>) -> Result<Outcome> {
+    fn try_run(
+        &mut self,
+        name: &str,
+        ifindex: u32,
+        ingress: u32,
+        sent: Vec<u8>,
+    ) -> Result<Outcome> {
         let mut context = [0; CONTEXT];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress.to_ne_bytes());

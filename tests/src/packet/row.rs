@@ -31,7 +31,12 @@ pub struct Row {
 impl Row {
     /// A row for these families.
     pub const fn new(name: &'static str, families: &'static [Family], run: fn(&mut World)) -> Self {
-        Self { name, families, run, done: OnceLock::new() }
+        Self {
+            name,
+            families,
+            run,
+            done: OnceLock::new(),
+        }
     }
 
     /// Runs the row, unless it has run already.
@@ -82,7 +87,10 @@ pub struct Coverage {
     pub counts: BTreeSet<Count>,
 }
 
-static COVERAGE: Mutex<Coverage> = Mutex::new(Coverage { reasons: BTreeSet::new(), counts: BTreeSet::new() });
+static COVERAGE: Mutex<Coverage> = Mutex::new(Coverage {
+    reasons: BTreeSet::new(),
+    counts: BTreeSet::new(),
+});
 
 pub(super) fn remember(outcome: &Outcome) {
     let mut coverage = COVERAGE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,5 +100,8 @@ pub(super) fn remember(outcome: &Outcome) {
 
 /// What the rows that have run so far have seen.
 pub fn coverage() -> Coverage {
-    COVERAGE.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    COVERAGE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }

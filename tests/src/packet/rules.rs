@@ -31,13 +31,22 @@ pub enum Ports {
 impl World {
     /// A set that denies what nothing allows.
     pub fn set(&mut self, set: u32) -> SetWord {
-        self.put(set, GROUP_ANY, rule_bits::SET, (0, 0), Verdict {
-            rule: DEFAULT_RULE,
-            priority: PRIORITY_DEFAULT,
-            tier: tier::NETWORK_POLICY,
-            action: action::DENY,
-        });
-        SetWord { set, flags: set_flag::ISOLATED }
+        self.put(
+            set,
+            GROUP_ANY,
+            rule_bits::SET,
+            (0, 0),
+            Verdict {
+                rule: DEFAULT_RULE,
+                priority: PRIORITY_DEFAULT,
+                tier: tier::NETWORK_POLICY,
+                action: action::DENY,
+            },
+        );
+        SetWord {
+            set,
+            flags: set_flag::ISOLATED,
+        }
     }
 
     /// Isolates what the pod sends, by a set that denies what nothing allows. Nothing that is judged already is judged again.
@@ -65,12 +74,18 @@ impl World {
             Ports::One(p, port) => (rule_bits::PORT, (p, port)),
             Ports::Prefix(p, port, bits) => (rule_bits::PROTOCOL + bits, (p, port)),
         };
-        self.put(set, group, bits, key, Verdict {
-            rule: ALLOW_RULE,
-            priority: PRIORITY_RULE,
-            tier: tier::NETWORK_POLICY,
-            action,
-        });
+        self.put(
+            set,
+            group,
+            bits,
+            key,
+            Verdict {
+                rule: ALLOW_RULE,
+                priority: PRIORITY_RULE,
+                tier: tier::NETWORK_POLICY,
+                action,
+            },
+        );
     }
 
     /// Takes a rule away again.
@@ -93,12 +108,27 @@ impl World {
     /// Gives a CIDR an identity and a group. `bits` counts the family's own bits.
     pub fn prefix(&mut self, network: IpAddr, bits: u32, identity: u32, group: u32) {
         let bits = if network.is_ipv4() { bits + 96 } else { bits };
-        let key = Key::new(bits, Prefix { bytes: Address::from(network).bytes });
-        self.must(|w| Ok(w.prefixes.insert(&key, PrefixEntry { identity, _zero: 0 }, 0)?));
+        let key = Key::new(
+            bits,
+            Prefix {
+                bytes: Address::from(network).bytes,
+            },
+        );
+        self.must(|w| {
+            Ok(w.prefixes
+                .insert(&key, PrefixEntry { identity, _zero: 0 }, 0)?)
+        });
         self.group(identity, group);
     }
 
-    fn put(&mut self, set: u32, group: u32, bits: u32, (protocol, port): (u8, u16), verdict: Verdict) {
+    fn put(
+        &mut self,
+        set: u32,
+        group: u32,
+        bits: u32,
+        (protocol, port): (u8, u16),
+        verdict: Verdict,
+    ) {
         let key = Key::new(bits, RuleKey::packet(set, group, protocol, port.to_be()));
         self.must(|w| Ok(w.rules.insert(&key, verdict, 0)?));
     }

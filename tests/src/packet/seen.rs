@@ -89,8 +89,16 @@ impl Seen {
     /// It is no TCP segment without options or data.
     pub fn bare_segment(&self) -> Result<(u32, u32, u8)> {
         ensure!(self.protocol == 6, "protocol {} is not TCP", self.protocol);
-        ensure!(self.transport.len() == 20, "a segment of {} bytes", self.transport.len());
-        ensure!(self.transport[12] >> 4 == 5, "a data offset of {}", self.transport[12] >> 4);
+        ensure!(
+            self.transport.len() == 20,
+            "a segment of {} bytes",
+            self.transport.len()
+        );
+        ensure!(
+            self.transport[12] >> 4 == 5,
+            "a data offset of {}",
+            self.transport[12] >> 4
+        );
         let word = |at: usize| {
             let t = &self.transport;
             u32::from_be_bytes([t[at], t[at + 1], t[at + 2], t[at + 3]])
@@ -110,8 +118,15 @@ fn v4(ip: &[u8]) -> Result<Parts<'_>> {
     ensure!(ip[0] >> 4 == 4, "version {}", ip[0] >> 4);
     let header = usize::from(ip[0] & 15) * 4;
     let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-    ensure!(total == ip.len(), "total length {total} in {} bytes", ip.len());
-    ensure!(checksum(&[&ip[..header]]) == 0, "a wrong IPv4 header checksum");
+    ensure!(
+        total == ip.len(),
+        "total length {total} in {} bytes",
+        ip.len()
+    );
+    ensure!(
+        checksum(&[&ip[..header]]) == 0,
+        "a wrong IPv4 header checksum"
+    );
     let address = |at: usize| IpAddr::from([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
     Ok((address(12), address(16), ip[9], ip[8], &ip[header..]))
 }
@@ -119,7 +134,11 @@ fn v4(ip: &[u8]) -> Result<Parts<'_>> {
 fn v6(ip: &[u8]) -> Result<Parts<'_>> {
     ensure!(ip.len() >= 40 && ip[0] >> 4 == 6, "no whole IPv6 header");
     let payload = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-    ensure!(payload + 40 == ip.len(), "payload length {payload} in {} bytes", ip.len());
+    ensure!(
+        payload + 40 == ip.len(),
+        "payload length {payload} in {} bytes",
+        ip.len()
+    );
     let address = |at: usize| -> Result<IpAddr> {
         let bytes: [u8; 16] = ip[at..at + 16].try_into().context("an address")?;
         Ok(IpAddr::from(bytes))
@@ -127,7 +146,12 @@ fn v6(ip: &[u8]) -> Result<Parts<'_>> {
     Ok((address(8)?, address(24)?, ip[6], ip[7], &ip[40..]))
 }
 
-fn check_transport(source: IpAddr, destination: IpAddr, protocol: u8, transport: &[u8]) -> Result<()> {
+fn check_transport(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    transport: &[u8],
+) -> Result<()> {
     let pseudo = match protocol {
         6 => pseudo_header(source, destination, protocol, transport.len()),
         17 if transport[6..8] == [0, 0] => {
@@ -136,7 +160,11 @@ fn check_transport(source: IpAddr, destination: IpAddr, protocol: u8, transport:
         }
         17 => {
             let length = usize::from(u16::from_be_bytes([transport[4], transport[5]]));
-            ensure!(length == transport.len(), "UDP length {length} of {}", transport.len());
+            ensure!(
+                length == transport.len(),
+                "UDP length {length} of {}",
+                transport.len()
+            );
             pseudo_header(source, destination, protocol, transport.len())
         }
         1 => Vec::new(),

@@ -190,7 +190,11 @@ impl World {
     /// # Errors
     /// The kernel refuses the write; likewise for every other setter.
     pub fn features(&mut self, features: u64) -> Result<()> {
-        let config = Config { features, netns_cookie: 0, layout: limits::LAYOUT.into() };
+        let config = Config {
+            features,
+            netns_cookie: 0,
+            layout: limits::LAYOUT.into(),
+        };
         Ok(self.config.set(0, config, 0)?)
     }
 
@@ -214,8 +218,20 @@ impl World {
         };
         self.must(|w| {
             w.pods.set(pod.slot, content, 0)?;
-            w.link_slots.insert(pod.ifindex, LinkEntry { slot: pod.slot, _zero: 0 }, 0)?;
-            w.address(pod.address, address_kind::LOCAL_POD, Some(pod.slot), pod.identity)
+            w.link_slots.insert(
+                pod.ifindex,
+                LinkEntry {
+                    slot: pod.slot,
+                    _zero: 0,
+                },
+                0,
+            )?;
+            w.address(
+                pod.address,
+                address_kind::LOCAL_POD,
+                Some(pod.slot),
+                pod.identity,
+            )
         });
         pod
     }
@@ -252,7 +268,12 @@ impl World {
     }
 
     /// A service with backends at these addresses. `protocol` is IP's number.
-    pub fn service(&mut self, frontend: SocketAddr, protocol: u8, backends: &[SocketAddr]) -> Service {
+    pub fn service(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        backends: &[SocketAddr],
+    ) -> Service {
         self.service_with_flags(frontend, protocol, backends, 0)
     }
 
@@ -266,7 +287,11 @@ impl World {
     ) -> Service {
         let pool = self.next_pool;
         self.next_pool += 1;
-        let mut service = Service { frontend, pool, backends: Vec::new() };
+        let mut service = Service {
+            frontend,
+            pool,
+            backends: Vec::new(),
+        };
         self.must(|w| {
             let first = w.next_backend;
             for address in backends {
@@ -288,7 +313,15 @@ impl World {
             let count = u32::try_from(backends.len())?;
             w.heads.set(pool, Head { first, count }, 0)?;
             let key = ServiceKey::new(frontend.ip().into(), frontend.port().to_be(), protocol);
-            w.services.insert(key, ServiceEntry { pool, flags, check: key.check() }, 0)?;
+            w.services.insert(
+                key,
+                ServiceEntry {
+                    pool,
+                    flags,
+                    check: key.check(),
+                },
+                0,
+            )?;
             w.cluster_ip(frontend.ip())
         });
         service
@@ -333,13 +366,24 @@ impl World {
         self.next_identity
     }
 
-    fn address(&mut self, address: IpAddr, kind: u8, slot: Option<u32>, identity: u32) -> Result<()> {
+    fn address(
+        &mut self,
+        address: IpAddr,
+        kind: u8,
+        slot: Option<u32>,
+        identity: u32,
+    ) -> Result<()> {
         let address = Address::from(address);
         let slot = match slot {
             Some(slot) => u16::try_from(slot)?,
             None => NO_ADDRESS_SLOT,
         };
-        let entry = AddressEntry { identity, slot, kind, check: address.check() };
+        let entry = AddressEntry {
+            identity,
+            slot,
+            kind,
+            check: address.check(),
+        };
         Ok(self.addresses.insert(address, entry, 0)?)
     }
 

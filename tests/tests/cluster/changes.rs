@@ -63,7 +63,9 @@ pub(crate) async fn endpoints(world: &World) -> Result<()> {
         ("scaled down", 1),
         ("scaled up again", 2),
     ] {
-        cluster.scale(NAMESPACE, "web", u32::try_from(count)?).await?;
+        cluster
+            .scale(NAMESPACE, "web", u32::try_from(count)?)
+            .await?;
         let used = world.run_web(count).await?;
         let names: Vec<&str> = used.iter().map(|backend| backend.name()).collect();
         world.served_by(what, client, &web, &names)?;
@@ -108,9 +110,8 @@ pub(crate) async fn policies(world: &World) -> Result<()> {
     let cluster = &world.cluster;
     let target = world.addresses("target").await?;
     let (client, stranger, tool) = (&world.client, &world.stranger, &world.tool);
-    let denied = |what: &str, from| {
-        world.denied(what, from, client, &target, Reason::PolicyIngress)
-    };
+    let denied =
+        |what: &str, from| world.denied(what, from, client, &target, Reason::PolicyIngress);
     for pod in [client, stranger, tool] {
         world.allowed("no policy", pod, &target)?;
     }
@@ -127,9 +128,13 @@ pub(crate) async fn policies(world: &World) -> Result<()> {
     cluster.apply(OPERATORS).await?;
     world.allowed("a policy for a namespace", tool, &target)?;
     denied("a policy for a namespace, not this one", stranger)?;
-    cluster.create_namespace(ELSEWHERE, &[("team", "dev")]).await?;
+    cluster
+        .create_namespace(ELSEWHERE, &[("team", "dev")])
+        .await?;
     denied("a namespace relabelled", tool)?;
-    cluster.create_namespace(ELSEWHERE, &[("team", "ops")]).await?;
+    cluster
+        .create_namespace(ELSEWHERE, &[("team", "ops")])
+        .await?;
     world.allowed("a namespace relabelled back", tool, &target)?;
     cluster.delete(OPERATORS).await?;
     denied("a policy for a namespace removed", tool)?;
@@ -138,7 +143,13 @@ pub(crate) async fn policies(world: &World) -> Result<()> {
     let web = world.addresses("web").await?;
     world.allowed("no egress policy", stranger, &web)?;
     cluster.apply(SILENT).await?;
-    world.denied("an egress policy", stranger, client, &web, Reason::PolicyEgress)?;
+    world.denied(
+        "an egress policy",
+        stranger,
+        client,
+        &web,
+        Reason::PolicyEgress,
+    )?;
     cluster.delete(SILENT).await?;
     world.allowed("an egress policy removed", stranger, &web)?;
 

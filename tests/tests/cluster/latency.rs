@@ -43,8 +43,8 @@ pub(crate) struct Latencies {
     endpoints: Vec<Duration>,
     policies: Vec<Duration>,
     labels: Vec<Duration>,
-    /// Changes whose probes were too far apart.
-    coarse: usize,
+    /// Those whose probes were too far apart: shown, so that leaving them out hides nothing, but not counted.
+    coarse: Vec<Duration>,
 }
 
 impl Latencies {
@@ -65,9 +65,13 @@ impl Latencies {
             line(name, &mut times.clone());
         }
         println!(
-            "  left out, because a busy machine sent its probes more than {GAP:?} apart: {}",
-            self.coarse
+            "  not measured, because the probes around them were more than {GAP:?} apart: {} changes",
+            self.coarse.len()
         );
+        if !self.coarse.is_empty() {
+            all.extend(&self.coarse);
+            line("  with those", &mut all);
+        }
     }
 }
 
@@ -204,7 +208,7 @@ impl Latencies {
         if measured.gap <= GAP {
             part(self).push(measured.time);
         } else {
-            self.coarse += 1;
+            self.coarse.push(measured.time);
         }
     }
 }
@@ -232,13 +236,9 @@ impl<'a> Guarded<'a> {
     }
 
     async fn opens(&self, change: impl Future<Output = Result<()>>) -> Result<Measured> {
-        one(
-            &self.prober,
-            &Fate::Silence,
-            &self.target(),
-            change,
-            || Ok(()),
-        )
+        one(&self.prober, &Fate::Silence, &self.target(), change, || {
+            Ok(())
+        })
         .await
     }
 
@@ -302,8 +302,7 @@ async fn one(
     loop {
         let seen = |shots: &[Shot]| steady(shots, after, Some(answered)).then_some(shots.len());
         let Some(length) = prober.wait(DEADLINE, seen)? else {
-            let last =
-                prober.wait(Duration::ZERO, |shots| shots.last().map(|s| s.fate.clone()))?;
+            let last = prober.wait(Duration::ZERO, |shots| shots.last().map(|s| s.fate.clone()))?;
             anyhow::bail!(
                 "{DEADLINE:?} after the change from {before:?} to {after:?}, the last probe met {last:?}"
             );

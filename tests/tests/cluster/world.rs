@@ -97,7 +97,9 @@ impl World {
     pub(crate) async fn build(plane: &ControlPlane, node: Node) -> Result<Self> {
         let cluster = plane.cluster()?;
         let names = ["client", "stranger", "web-1", "web-2", "web-3", "target"];
-        let mut specs: Vec<PodSpec> = names.map(|n| PodSpec::new(n).in_namespace(NAMESPACE)).into();
+        let mut specs: Vec<PodSpec> = names
+            .map(|n| PodSpec::new(n).in_namespace(NAMESPACE))
+            .into();
         specs.push(PodSpec::new("tool").in_namespace(ELSEWHERE));
         let mut pods = node.pods(specs)?.into_iter();
         let mut next = || pods.next().context("a pod for each spec");
@@ -175,8 +177,9 @@ spec:
             .wait_for_pods(NAMESPACE, "app=web", count)
             .await?;
         self.cluster.reap_terminating_pods(NAMESPACE).await?;
-        let address =
-            |pod: &PodObject| -> Option<IpAddr> { pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok() };
+        let address = |pod: &PodObject| -> Option<IpAddr> {
+            pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
+        };
         let mut used: BTreeSet<IpAddr> = pods.iter().filter_map(address).collect();
         for pod in pods.iter().filter(|pod| address(pod).is_none()) {
             let free = self
@@ -298,7 +301,13 @@ spec:
     }
 
     /// Waits until exactly these backends answer at every address and protocol; from then on nobody else may.
-    pub(crate) fn served_by(&self, what: &str, from: &Pod, to: &[IpAddr], wanted: &[&str]) -> Result<()> {
+    pub(crate) fn served_by(
+        &self,
+        what: &str,
+        from: &Pod,
+        to: &[IpAddr],
+        wanted: &[&str],
+    ) -> Result<()> {
         let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
         self.eventually(what, || {
             let asked = self.ask_times(from, to, SPREAD)?;
@@ -337,7 +346,10 @@ spec:
             Ok(())
         })?;
         let servers: Vec<&Backend> = self.backends.iter().chain([&self.target]).collect();
-        let marks: Vec<usize> = servers.iter().map(|backend| backend.server.mark()).collect();
+        let marks: Vec<usize> = servers
+            .iter()
+            .map(|backend| backend.server.mark())
+            .collect();
         let dropped = self.drops(reason)?;
         let mut all = probes(from, to, 1);
         let denied = all.len();

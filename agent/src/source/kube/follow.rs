@@ -2,6 +2,9 @@
 //!
 //! Not kube's own `watcher`: it does not tell when a watch that failed is open again, which is when a kind is no longer stale.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -208,6 +211,7 @@ where
             Some((since, _)) => *since,
             None => SystemTime::now(),
         };
+        tracing::warn!(kind = %K::KIND, "{reason}; the last state stays in force, trying again");
         self.failed = Some((since, reason.clone()));
         self.send(vec![Event::Stale {
             kind: K::KIND,
