@@ -76,7 +76,7 @@ async fn parts(plane: &mut ControlPlane, world: &mut World, audit: &Audit) -> Re
     part("latency");
     outage::server_gone(plane, world).await?;
     part("server gone");
-    outage::forbidden(world, &kubeconfig).await?;
+    outage::forbidden(world, audit, &kubeconfig).await?;
     part("forbidden");
 
     println!("requests altogether: {}", audit.summary()?);

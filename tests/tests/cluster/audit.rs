@@ -59,6 +59,12 @@ rules:
         Ok(requests)
     }
 
+    /// Requests of this verb and resource so far.
+    pub(crate) fn count(&self, verb: &str, resource: &str) -> Result<usize> {
+        let key = (verb.to_owned(), resource.to_owned());
+        Ok(self.requests()?.get(&key).copied().unwrap_or_default())
+    }
+
     /// One line for people.
     pub(crate) fn summary(&self) -> Result<String> {
         let requests = self.requests()?;

@@ -7,19 +7,26 @@ use std::time::Duration;
 
 use agent_common::Reason;
 use anyhow::{Context as _, Result, ensure};
+use futures::StreamExt as _;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tests::controlplane::ControlPlane;
 use tests::lab::traffic::Outcome;
 use tests::lab::traffic::held::{Held, HoldPlan};
 
+use crate::audit::Audit;
 use crate::changes::relabel;
-use crate::world::{ELSEWHERE, NAMESPACE, PORT, World, rbac, service};
+use crate::world::{ELSEWHERE, PORT, World, rbac, service};
 
 /// Kinds that the agent follows.
 const KINDS: usize = 6;
+/// Slices, besides all others: more than a page of the agent's lists, which is 500.
+const MANY: u64 = 600;
+/// Requests that make them at a time.
+const AT_ONCE: usize = 16;
 /// How long an answer on a held connection may take, on a busy machine.
 const HELD_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -160,8 +167,8 @@ pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> 
     Ok(())
 }
 
-/// The agent may not see policies: it says so, and prunes nothing.
-pub(crate) async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()> {
+/// The agent may not see policies: it says so, and prunes nothing. It starts in a cluster whose slices need a second page.
+pub(crate) async fn forbidden(world: &mut World, audit: &Audit, kubeconfig: &Path) -> Result<()> {
     let cluster = world.cluster.clone();
     let (target, fresh_at) = (
         world.addresses("target").await?,
@@ -186,7 +193,18 @@ pub(crate) async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()
         .patch("sluice", &PatchParams::default(), &Patch::Merge(&patch))
         .await?;
 
+    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client(), ELSEWHERE);
+    let many = (0..MANY).map(|number| create_slice(&slices, number));
+    let made: Vec<Result<()>> = futures::stream::iter(many)
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    made.into_iter().collect::<Result<()>>()?;
+    let sees_them = |status: &Value| slices_seen(status) > MANY;
+    world.wait_status("many slices by a watch", sees_them)?;
+
     world.agent()?.kill()?;
+    let listed = audit.count("list", "endpointslices")?;
     cluster.delete(&service("fresh", "app: web")).await?;
     world.launch_agent(kubeconfig)?;
     let status = world.wait_status("a forbidden kind named", |status| {
@@ -199,6 +217,14 @@ pub(crate) async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()
         }) && synced(status) == KINDS - 1
     })?;
     println!("forbidden: {}", stale(&status)[0]["reason"]);
+    ensure!(
+        slices_seen(&status) > MANY,
+        "slices are missing: {status:#}"
+    );
+    ensure!(
+        audit.count("list", "endpointslices")? == listed + 2,
+        "the list of slices was to be two pages"
+    );
     ensure!(
         status["ready"] == false,
         "ready without policies: {status:#}"
@@ -232,10 +258,39 @@ pub(crate) async fn forbidden(world: &mut World, kubeconfig: &Path) -> Result<()
             Reason::PolicyIngress,
         )?;
     }
-    cluster
-        .create_namespace(ELSEWHERE, &[("team", "ops")])
-        .await?;
-    cluster.scale(NAMESPACE, "web", 0).await
+    let (every, none) = (ListParams::default(), DeleteParams::default());
+    slices.delete_collection(&none, &every).await?;
+    world.wait_status("many deletions by a watch", |status| {
+        slices_seen(status) < MANY
+    })?;
+    Ok(())
+}
+
+/// A slice of a service that does not exist.
+async fn create_slice(slices: &Api<EndpointSlice>, number: u64) -> Result<()> {
+    let slice = serde_json::from_value(json!({
+        "metadata": {
+            "name": format!("page-{number}"),
+            "labels": { "kubernetes.io/service-name": "nobody", "endpointslice.kubernetes.io/managed-by": "tests" },
+        },
+        "addressType": "IPv4",
+        "endpoints": [],
+        "ports": [],
+    }))?;
+    slices.create(&PostParams::default(), &slice).await?;
+    Ok(())
+}
+
+/// Slices that the agent knows.
+fn slices_seen(status: &Value) -> u64 {
+    let objects = status["objects"].as_array();
+    let slices = objects
+        .into_iter()
+        .flatten()
+        .find(|object| object["kind"] == "EndpointSlice");
+    slices
+        .and_then(|slices| slices["count"].as_u64())
+        .unwrap_or_default()
 }
 
 /// The sources that are lost.

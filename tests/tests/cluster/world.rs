@@ -27,6 +27,15 @@ pub(crate) const TARGET_PORT: u16 = 8080;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at what tells no event.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at the agent's status, each a process.
+const LOOK_AT_STATUS: Duration = Duration::from_millis(100);
+/// For probes that are all to be answered: on a busy machine that takes as long as it takes.
+const ANSWERED: Patience = Patience::deadline(Duration::from_secs(20));
+/// For probes half of which are not to be answered: long enough for the others on a busy machine.
+const HALF_ANSWERED: Patience = Patience {
+    quiet: Duration::from_millis(400),
+    at_most: Duration::from_secs(20),
+};
 /// Probes of one address and protocol when every backend is to be seen.
 const SPREAD: usize = 40;
 
@@ -245,7 +254,7 @@ spec:
                     agent.log_tail()
                 );
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(LOOK_AT_STATUS);
         }
     }
 
@@ -291,12 +300,7 @@ spec:
 
     /// One probe to each address by TCP and UDP, at the service port.
     pub(crate) fn ask(&self, from: &Pod, to: &[IpAddr]) -> Result<Asked> {
-        self.ask_times(from, to, 1)
-    }
-
-    fn ask_times(&self, from: &Pod, to: &[IpAddr], times: usize) -> Result<Asked> {
-        let probes = probes(from, to, times);
-        let outcomes = probe::run(&probes, Patience::MATRIX)?;
+        let outcomes = probe::run(&probes(from, to, 1), Patience::MATRIX)?;
         Ok(Asked { outcomes })
     }
 
@@ -309,19 +313,19 @@ spec:
         wanted: &[&str],
     ) -> Result<()> {
         let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
+        let probes = probes(from, to, SPREAD);
         self.eventually(what, || {
-            let asked = self.ask_times(from, to, SPREAD)?;
-            ensure!(asked.all_answered(), "{}", told(&asked.outcomes));
+            let asked = probe::run(&probes, Patience::MATRIX)?;
+            ensure!(asked.iter().all(Outcome::is_answered), "{}", told(&asked));
             // The times of one address and protocol stand together.
-            for outcomes in asked.outcomes.chunks(SPREAD) {
+            for outcomes in asked.chunks(SPREAD) {
                 let by: BTreeSet<&str> = outcomes.iter().filter_map(Outcome::by).collect();
                 ensure!(by == wanted, "answered by {by:?}, not {wanted:?}");
             }
             Ok(())
         })?;
-        let asked = self.ask_times(from, to, SPREAD)?;
+        let asked = probe::run(&probes, ANSWERED)?;
         let strangers = asked
-            .outcomes
             .iter()
             .find(|outcome| !outcome.by().is_some_and(|by| wanted.contains(by)));
         ensure!(
@@ -354,7 +358,7 @@ spec:
         let mut all = probes(from, to, 1);
         let denied = all.len();
         all.extend(probes(control, to, 1));
-        let outcomes = probe::run(&all, Patience::MATRIX)?;
+        let outcomes = probe::run(&all, HALF_ANSWERED)?;
         let (denied, passed) = outcomes.split_at(denied);
         ensure!(
             denied.iter().all(|o| o.word() == "timed out"),
