@@ -10,6 +10,7 @@ mod enforcement;
 mod groups;
 mod identity;
 mod names;
+mod notices;
 mod numbers;
 mod peers;
 mod pods;
@@ -34,6 +35,7 @@ use crate::local::Local;
 use crate::model::{Change, Cluster, Text};
 use crate::problem::Problem;
 use enforcement::Enforcement;
+use notices::Selected;
 use services::{ServiceOptions, Services};
 
 /// What ipBlocks match (`--ip-block-mode`).
@@ -126,6 +128,7 @@ pub struct Compiled {
 pub struct Compiler {
     enforcement: Enforcement,
     services: Services,
+    selected: Selected,
     service_options: ServiceOptions,
     adopting: Option<Box<Contents>>,
 }
@@ -139,6 +142,7 @@ impl Compiler {
                 node_name: options.node_name.clone(),
             },
             services: Services::default(),
+            selected: Selected::default(),
             enforcement: Enforcement::new(options),
             adopting: None,
         }
@@ -178,12 +182,16 @@ impl Compiler {
         if let Some(contents) = self.adopting.take() {
             self.enforcement.take_over(&contents, &mut delta);
         }
+        self.selected.update(cluster, changes);
+        let overlaps = self.enforcement.overlaps.notices();
+        let mut notices: Vec<Problem> = self.selected.notices().chain(overlaps).collect();
+        notices.sort();
         problems.sort();
         problems.dedup();
         Compiled {
             delta,
             problems,
-            notices: Vec::new(),
+            notices,
             unfinished: self.enforcement.unfinished(),
         }
     }

@@ -1,10 +1,36 @@
 //! One line for each entry, sorted, in names: what golden tests hold and the CLI prints.
+//!
+//! No number that differs from run to run is shown: an identity is what its pods have in common, a group the identities in it, a
+//! set the policies in it, a pool its service's port. So the dump of one cluster is one text, whatever came first.
+
+mod names;
+mod policy;
+mod services;
 
 use std::fmt;
 
 use agent_common::Prefix;
 
 use crate::datapath::Bits;
+use crate::reconcile::State;
+use names::Names;
+
+/// Ends the line of a backend that no new flow chooses.
+pub const FOR_ITS_FLOWS: &str = ", for the flows that it has";
+
+/// What the maps hold, in names: one line for each entry, sorted. Numbers that lead nowhere are shown as such.
+pub fn maps(state: &State) -> String {
+    let names = Names::new(state);
+    let mut lines = Vec::new();
+    services::lines(state, &mut lines);
+    policy::lines(state, &names, &mut lines);
+    lines.sort();
+    let mut text = lines.join("\n");
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
 
 /// A prefix as people write it; IPv4 without its mapping.
 pub fn prefix(prefix: &Bits<Prefix>) -> impl fmt::Display {

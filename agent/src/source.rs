@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 pub use self::kube::{ClientError, KubeSource, client_from};
-pub use self::manifests::ManifestSource;
+pub use self::manifests::{Documents, ManifestSource};
 
 use tokio::sync::mpsc;
 

@@ -23,5 +23,19 @@ macro_rules! rows {
     };
 }
 
+#[path = "packets/coverage.rs"]
+mod coverage;
 #[path = "packets/direct.rs"]
 mod direct;
+#[path = "packets/hooks.rs"]
+mod hooks;
+#[path = "packets/midstream.rs"]
+mod midstream;
+#[path = "packets/parsing.rs"]
+mod parsing;
+#[path = "packets/policy.rs"]
+mod policy;
+#[path = "packets/services.rs"]
+mod services;
+#[path = "packets/verifier.rs"]
+mod verifier;

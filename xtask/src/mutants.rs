@@ -40,7 +40,22 @@ pub(crate) struct Mutant {
 ///     root: true,
 /// },
 /// ```
-pub(crate) const MUTANTS: &[Mutant] = &[];
+pub(crate) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "redirect-without-ingress",
+        removes: "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "policy::ingress_is_judged_before_a_redirect",
+        root: true,
+    },
+    Mutant {
+        name: "no-epoch",
+        removes: "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
+        root: true,
+    },
+];
 
 /// The longest that one mutant's test may take, without its build.
 const BOUND: Duration = Duration::from_mins(10);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use agent_common::{Address, AddressEntry, IDENTITY_UNKNOWN, NO_ADDRESS_SLOT, address_kind};
 
+use super::IpBlockMode;
 use super::enforcement::{Dirty, Enforcement, KnownAddress};
 use super::identity::Who;
 use crate::desired::Delta;
@@ -101,6 +102,7 @@ impl Enforcement {
                             self.identities.release(number);
                         }
                         delta.addresses.insert(Address::from(ip), None);
+                        self.follow_overlaps(ip);
                     }
                 }
             }
@@ -147,6 +149,15 @@ impl Enforcement {
             if before.map(|before| before.entry) != Some(entry) {
                 delta.addresses.insert(address, Some(entry));
             }
+            if before.map(|before| before.entry.kind) != Some(entry.kind) {
+                self.follow_overlaps(ip);
+            }
+        }
+    }
+
+    fn follow_overlaps(&mut self, ip: IpAddr) {
+        if self.options.ip_block_mode == IpBlockMode::Cilium {
+            self.overlaps.address(ip, &self.addresses);
         }
     }
 }

@@ -14,6 +14,7 @@ use agent_common::{AddressEntry, GROUP_ANY, GroupEntry, PrefixEntry, RuleKey};
 use super::groups::{GroupKey, Groups};
 use super::identity::{Identities, PrefixKey, Who};
 use super::names::RuleNames;
+use super::notices::Overlaps;
 use super::numbers::Numbers;
 use super::peers::{PeersId, PeersInUse};
 use super::pods::LocalPod;
@@ -25,7 +26,9 @@ use super::{IpBlockMode, Options};
 use crate::datapath::Bits;
 use crate::desired::Delta;
 use crate::local::Local;
-use crate::model::{Change, Cluster, Labels, NamedPort, Object, Protocol, Text, intern};
+use crate::model::{
+    Change, Cluster, Labels, NamedPort, NetworkPolicy, Object, Protocol, Text, intern,
+};
 use crate::problem::Problem;
 
 /// Label of every namespace, with its name (the API server sets it).
@@ -90,6 +93,8 @@ pub(super) struct Enforcement {
     pub(super) recut_due: bool,
     /// Rules of sets from before a restart that go with the next delta.
     pub(super) bridges: BTreeSet<Bits<RuleKey>>,
+    /// Cilium mode: blocks around what they never match.
+    pub(super) overlaps: Overlaps,
 }
 
 impl Enforcement {
@@ -118,6 +123,7 @@ impl Enforcement {
             ports: BTreeMap::new(),
             recut_due: false,
             bridges: BTreeSet::new(),
+            overlaps: Overlaps::default(),
         }
     }
 
@@ -211,10 +217,18 @@ impl Enforcement {
                     }
                 }
                 (Some(Object::NetworkPolicy(_)), _) | (_, Some(Object::NetworkPolicy(_))) => {
-                    let policy = match &change.after {
-                        Some(Object::NetworkPolicy(policy)) => Some(policy),
-                        _ => None,
-                    };
+                    fn policy(object: &Option<Object>) -> Option<&std::sync::Arc<NetworkPolicy>> {
+                        match object {
+                            Some(Object::NetworkPolicy(policy)) => Some(policy),
+                            _ => None,
+                        }
+                    }
+                    let (before, policy) = (policy(&change.before), policy(&change.after));
+                    if !literal {
+                        let (before, after) =
+                            (before.map(AsRef::as_ref), policy.map(AsRef::as_ref));
+                        self.overlaps.policy(before, after, &self.addresses);
+                    }
                     dirty.vocabulary |= self.policies.set(
                         &change.id.key,
                         policy,

@@ -178,6 +178,21 @@ pub(super) fn block_contains(block: &IpBlock, ip: &IpAddr) -> bool {
             .any(|(address, length)| cidr_contains(address, *length, ip))
 }
 
+/// The last address of a CIDR.
+pub(super) fn last_address(address: &IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(a) => {
+            let host = u32::MAX.checked_shr(length).unwrap_or(0);
+            IpAddr::from((u32::from(*a) | host).to_be_bytes())
+        }
+        IpAddr::V6(a) => {
+            let host = u128::MAX.checked_shr(length).unwrap_or(0);
+            IpAddr::from((u128::from(*a) | host).to_be_bytes())
+        }
+    }
+}
+
 /// Whether a CIDR contains an address.
 pub(super) fn cidr_contains(address: &IpAddr, length: u8, ip: &IpAddr) -> bool {
     match (address, ip) {

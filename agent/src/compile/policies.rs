@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::names::{RuleName, RuleNames};
 use super::peers::Peers;
 use super::vocabulary::{Vocabulary, Words};
-use crate::model::{
-    Direction, IpBlock, NetworkPolicy, ObjectKey, Peer, Pod, PortMatch, PortSpec, Protocol, Text,
-};
+use crate::model::{Direction, NetworkPolicy, ObjectKey, Pod, PortMatch, PortSpec, Protocol, Text};
 
 /// A rule of a policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -162,20 +160,6 @@ impl Policies {
             .filter(|entry| entry.policy.selector.matches(&pod.labels))
             .filter_map(|entry| entry.halves[index(direction)].clone())
             .collect()
-    }
-
-    /// The ipBlocks of all policies.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (&ObjectKey, &IpBlock)> {
-        self.entries.iter().flat_map(|(key, entry)| {
-            let rules = entry.policy.ingress.iter().chain(&entry.policy.egress);
-            rules
-                .flatten()
-                .flat_map(|rule| rule.peers.iter().flatten())
-                .filter_map(move |peer| match peer {
-                    Peer::Block(block) => Some((key, block)),
-                    Peer::Pods { .. } => None,
-                })
-        })
     }
 
     fn of_namespace(&self, namespace: &Text) -> impl Iterator<Item = &Entry> {

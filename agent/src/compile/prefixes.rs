@@ -61,7 +61,7 @@ impl PrefixKey {
     }
 
     /// The prefixes of the same family that contain this one, itself included.
-    fn containing(&self) -> impl Iterator<Item = Self> {
+    pub(super) fn containing(&self) -> impl Iterator<Item = Self> {
         let shortest = if self.is_v4() { V4_LENGTH } else { 0 };
         let bytes = self.prefix.bytes;
         (shortest..=self.length).map(move |length| Self {

@@ -14,7 +14,7 @@ use agent_common::{Address, address_kind, lookup, protocol};
 
 use super::*;
 use crate::desired::Desired;
-use crate::model::{Change, Cluster, Object};
+use crate::model::{Change, Cluster, Object, Peer, PodPhase};
 use crate::oracle::policy::{self as oracle, By, Flow};
 use cluster::{Rng, World};
 use tables::Maps;
@@ -89,6 +89,42 @@ fn check_sizes(compiler: &Compiler, desired: &Desired) {
     assert_eq!(sizes.sets, sets.len(), "sets");
     let groups: BTreeSet<u32> = desired.groups.values().map(|entry| entry.group).collect();
     assert_eq!(sizes.groups, groups.len(), "groups");
+}
+
+/// Notices name what a plain search finds.
+fn check_notices(options: &Options, world: &World, compiler: &Compiler, notices: &[Problem]) {
+    let cluster = &world.cluster;
+    let idle = cluster.policies.values().filter(|policy| {
+        !cluster.pods.values().any(|pod| {
+            pod.key.namespace == policy.key.namespace
+                && !pod.host_network
+                && pod.phase == PodPhase::Live
+                && policy.selector.matches(&pod.labels)
+        })
+    });
+    let idle: BTreeSet<String> = idle.map(|p| format!("NetworkPolicy {}", p.key)).collect();
+    let told = notices
+        .iter()
+        .filter(|n| n.reason.contains("selects no pod"));
+    assert_eq!(
+        told.map(|n| n.object.clone()).collect::<BTreeSet<_>>(),
+        idle
+    );
+    let mut overlaps = BTreeSet::new();
+    for policy in cluster.policies.values() {
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        for peer in rules.flat_map(|rule| rule.peers.iter().flatten()) {
+            let Peer::Block(block) = peer else { continue };
+            let inside = compiler.enforcement.addresses.iter().any(|(ip, known)| {
+                known.entry.kind <= address_kind::HOST && peers::block_contains(block, ip)
+            });
+            if inside && options.ip_block_mode == IpBlockMode::Cilium {
+                overlaps.insert((policy.key.clone(), block.clone()));
+            }
+        }
+    }
+    let found: BTreeSet<_> = compiler.overlapping_blocks().into_iter().collect();
+    assert_eq!(found, overlaps);
 }
 
 /// What the maps say of a flow, one direction after the other; None where no local pod is concerned.
@@ -246,6 +282,7 @@ fn incremental_is_from_scratch() {
             assert_eq!(compiled.problems, []);
             desired.merge(&compiled.delta);
             hold(&options, &world, &compiler, &desired);
+            check_notices(&options, &world, &compiler, &compiled.notices);
         }
         settle(&mut compiler, &world, &mut desired);
         check_sizes(&compiler, &desired);

@@ -63,18 +63,13 @@ impl Compiler {
         }
     }
 
-    /// The ipBlocks of policies that contain the address of a pod, node or this host, which they never match in cilium mode.
+    /// The ipBlocks of policies that contain the address of a pod, node or this host, which they never match. They are looked for
+    /// in cilium mode only.
     pub fn overlapping_blocks(&self) -> Vec<(ObjectKey, IpBlock)> {
         self.enforcement
-            .policies
-            .blocks()
-            .filter(|(_, block)| {
-                self.enforcement.addresses.iter().any(|(ip, known)| {
-                    known.entry.kind <= agent_common::address_kind::HOST
-                        && super::peers::block_contains(block, ip)
-                })
-            })
-            .map(|(key, block)| (key.clone(), block.clone()))
+            .overlaps
+            .found()
+            .map(|(key, block, _)| (key.clone(), block.clone()))
             .collect()
     }
 }

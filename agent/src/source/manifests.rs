@@ -10,6 +10,7 @@
 //! * A file has at most 32 MiB.
 
 mod document;
+mod documents;
 mod files;
 mod parse;
 mod store;
@@ -27,6 +28,7 @@ use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use inotify::{Inotify, Watches};
 
+pub use self::documents::Documents;
 use self::tree::{RawEvent, Work};
 use self::worker::Worker;
 use super::{Event, Events, Source};

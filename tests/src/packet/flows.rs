@@ -19,13 +19,17 @@ pub fn tuple(protocol: u8, from: SocketAddr, to: SocketAddr) -> Tuple {
     }
 }
 
-/// The programs' clock now, in ticks.
-pub fn now() -> u32 {
+/// The programs' clock now, in nanoseconds.
+pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
         .unwrap_or_else(|error| panic!("reading the coarse clock: {error}"));
-    let nanoseconds = u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
-        + u64::try_from(now.tv_nsec()).unwrap_or(0);
-    clock::tick(nanoseconds)
+    u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(now.tv_nsec()).unwrap_or(0)
+}
+
+/// The programs' clock now, in ticks.
+pub fn now() -> u32 {
+    clock::tick(now_ns())
 }
 
 impl World {

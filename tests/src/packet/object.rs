@@ -12,6 +12,9 @@ use aya::{Ebpf, EbpfLoader};
 /// The environment variable that names an object to test instead of the one the agent carries.
 pub const OBJECT: &str = "SLUICE_EBPF_OBJECT";
 
+/// Bytes of the ring: one page, the least there is, so that a row can fill it.
+pub const RING_BYTES: u32 = 4_096;
+
 /// Capacities for rows. LRU maps give free elements to CPUs in batches of 128, so a small one evicts early: these hold all that a row
 /// puts into them.
 const CAPACITIES: &[(&str, u32)] = &[
@@ -27,6 +30,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("slots", 256),
     ("backends", 256),
     ("pods", 64),
+    ("events", RING_BYTES),
 ];
 
 /// What a program array slot holds, by program name.
@@ -44,16 +48,20 @@ const PROGRAMS: &[(u32, &str)] = &[
 pub const STUBS: [&str; 3] = ["stub_from_pod", "stub_to_pod", "stub_from_uplink"];
 
 fn bytes() -> Result<&'static [u8]> {
-    static BYTES: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
-    BYTES
-        .get_or_init(|| {
-            let path = std::env::var_os(OBJECT)
-                .ok_or_else(|| format!("set {OBJECT} to the eBPF object to test"))?;
-            fs::read(&path).map_err(|e| format!("reading {}: {e}", path.display()))
-        })
-        .as_ref()
-        .map(Vec::as_slice)
-        .map_err(|e| anyhow!("{e}"))
+    static NAMED: OnceLock<Result<Option<Vec<u8>>, String>> = OnceLock::new();
+    let named = NAMED.get_or_init(|| {
+        let Some(path) = std::env::var_os(OBJECT) else {
+            return Ok(None);
+        };
+        fs::read(&path)
+            .map(Some)
+            .map_err(|e| format!("reading {}: {e}", path.display()))
+    });
+    match named {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Ok(sluice::datapath::object::BYTES),
+        Err(error) => Err(anyhow!("{error}")),
+    }
 }
 
 /// Opens the object with small maps. `set_retval` says whether the programs may use `bpf_set_retval`.

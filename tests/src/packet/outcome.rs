@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use agent_common::{Address, Count, Reason, count_index, drop_index, event_kind, hook};
+use agent_common::{Address, Count, Event, Reason, count_index, drop_index, event_kind, hook};
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 
 use super::build::Packet;
+use super::object;
 use super::seen::Seen;
 use super::world::{LocalPod, World};
 
@@ -243,6 +244,16 @@ impl World {
         self.run("stub_from_uplink", uplink, uplink, packet.bytes())
     }
 
+    /// Lets a pod send a packet again and again while nobody reads the ring, until an event is lost.
+    pub fn overflow(&mut self, pod: &LocalPod, packet: &Packet) -> Outcome {
+        self.reading = false;
+        let lost = (0..object::RING_BYTES / size_of::<Event>() as u32)
+            .map(|_| self.from_pod(pod, packet))
+            .find(|out| out.counts.contains_key(&Count::EventLost));
+        self.reading = true;
+        lost.unwrap_or_else(|| panic!("the ring took every event"))
+    }
+
     /// Runs a program on a frame.
     pub fn run(&mut self, program: &str, ifindex: u32, ingress: u32, frame: Vec<u8>) -> Outcome {
         self.must(|w| w.try_run(program, ifindex, ingress, frame))
@@ -260,7 +271,9 @@ impl World {
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress.to_ne_bytes());
         let mut frame = vec![0; ROOM];
         let before = self.counters()?;
-        self.tell()?;
+        if self.reading {
+            self.tell()?;
+        }
         let program = self.ebpf.program(name).context("no such program")?;
         let program: &SchedClassifier = program.try_into()?;
         let options = TestRunOptions {
@@ -296,7 +309,11 @@ impl World {
             frame,
             drops,
             counts,
-            events: self.tell()?,
+            events: if self.reading {
+                self.tell()?
+            } else {
+                Vec::new()
+            },
         };
         super::row::remember(&outcome);
         Ok(outcome)

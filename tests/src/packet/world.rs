@@ -17,7 +17,7 @@ use aya::maps::{
 use aya::util::nr_cpus;
 
 use super::address::Family;
-use super::{links, object};
+use super::{flows, links, object};
 
 /// Index of the uplink among the interfaces.
 const UPLINK: usize = 0;
@@ -89,6 +89,8 @@ pub struct World {
     slots: Array<MapData, Slot>,
     backends: Array<MapData, Backend>,
     config: Array<MapData, Config>,
+    /// Whether each run takes the events out of the ring.
+    pub(super) reading: bool,
     next_pool: u32,
     next_backend: u32,
     next_identity: u32,
@@ -146,6 +148,7 @@ impl World {
             backends: Array::try_from(take(&mut ebpf, "backends")?)?,
             config: Array::try_from(take(&mut ebpf, "config")?)?,
             ebpf,
+            reading: true,
             next_pool: 0,
             next_backend: 0,
             next_identity: FIRST_IDENTITY,
@@ -173,12 +176,10 @@ impl World {
         zero(&mut self.slots)?;
         zero(&mut self.backends)?;
         zero(&mut self.config)?;
-        for index in 0..self.budget.len() {
-            let full = vec![Budget::default(); nr_cpus().map_err(|(_, error)| error)?];
-            self.budget.set(index, PerCpuValues::try_from(full)?, 0)?;
-        }
+        self.refill(Budget::default())?;
         object::fill(&self.ebpf, &mut self.programs)?;
         self.tell()?;
+        self.reading = true;
         self.next_pool = 0;
         self.next_backend = 0;
         self.next_identity = FIRST_IDENTITY;
@@ -267,6 +268,11 @@ impl World {
         self.must(|w| w.address(address, address_kind::LOCAL_POD, Some(to.slot), to.identity));
     }
 
+    /// Makes an address nobody's.
+    pub fn forget_address(&mut self, address: IpAddr) {
+        self.must(|w| Ok(w.addresses.remove(&address.into())?));
+    }
+
     /// A service with backends at these addresses. `protocol` is IP's number.
     pub fn service(
         &mut self,
@@ -350,6 +356,33 @@ impl World {
             let head = w.heads.get(&service.pool, 0)?;
             Ok(w.heads.set(service.pool, Head { count, ..head }, 0)?)
         });
+    }
+
+    /// Puts a backend into one of a service's slots.
+    pub fn slot(&mut self, service: &Service, index: u32, backend: u32) {
+        self.must(|w| {
+            let head = w.heads.get(&service.pool, 0)?;
+            Ok(w.slots.set(head.first + index, Slot { backend }, 0)?)
+        });
+    }
+
+    /// Spends the budgets of events and refusals on every CPU. They fill again with the next tick of the coarse clock, a few
+    /// milliseconds later.
+    pub fn spend_budgets(&mut self) {
+        self.must(|w| {
+            w.refill(Budget {
+                tokens: 0,
+                refilled_ns: flows::now_ns(),
+            })
+        });
+    }
+
+    fn refill(&mut self, with: Budget) -> Result<()> {
+        for index in 0..self.budget.len() {
+            let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
+            self.budget.set(index, PerCpuValues::try_from(all)?, 0)?;
+        }
+        Ok(())
     }
 
     /// Empties a slot of the program array.

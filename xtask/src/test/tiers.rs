@@ -83,6 +83,20 @@ pub(crate) const TIERS: &[Tier] = &[
             5,
         )
     },
+    anywhere(
+        "scenario",
+        "manifests in, dump out",
+        &["--package", "tests", "--test", "scenarios"],
+        5,
+    ),
+    root(
+        "packet",
+        "packet in, packet out, verdict, counters, conntrack: through the kernel",
+        &["--package", "tests", "--test", "packets"],
+        2,
+        &[Need::Lab],
+        5,
+    ),
     root(
         "lab-self",
         "the lab's own namespaces, links and probes",

@@ -1,0 +1,109 @@
+//! Every reason and count that a single packet can reach has a row that reaches it.
+
+use agent_common::{Count, Reason, hook};
+use tests::packet::row::{Row, coverage};
+
+/// Reasons that no row can reach, and why.
+const UNREACHED_REASONS: &[(Reason, &str)] = &[
+    (
+        Reason::ConntrackFull,
+        "an LRU map evicts instead of refusing, unless the kernel is out of memory",
+    ),
+    (
+        Reason::TtlExceeded,
+        "no path of this version decides it: the stack answers",
+    ),
+    (
+        Reason::SourceRange,
+        "loadBalancerSourceRanges come with external addresses",
+    ),
+];
+
+/// Counts that no row can reach, and why.
+const UNREACHED_COUNTS: &[(Count, &str)] = &[
+    (
+        Count::SocketTranslated,
+        "BPF_PROG_TEST_RUN does not run socket programs: a lab case",
+    ),
+    (
+        Count::InsertFailed,
+        "an LRU map evicts instead of refusing, unless the kernel is out of memory",
+    ),
+];
+
+/// The hooks at which a packet may meet each of the reasons that more than one hook gives.
+const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
+    (
+        hook::FROM_POD,
+        &[
+            Reason::PolicyEgress,
+            Reason::PolicyIngress,
+            Reason::Midstream,
+            Reason::Fragment,
+        ],
+    ),
+    (
+        hook::TO_POD,
+        &[
+            Reason::PolicyIngress,
+            Reason::Midstream,
+            Reason::SourceMartian,
+            Reason::Fragment,
+        ],
+    ),
+    (
+        hook::FROM_UPLINK,
+        &[Reason::SourceMartian, Reason::ClusterIpFromOutside],
+    ),
+];
+
+fn rows() -> impl Iterator<Item = &'static &'static Row> {
+    [
+        super::direct::ROWS,
+        super::hooks::ROWS,
+        super::midstream::ROWS,
+        super::parsing::ROWS,
+        super::policy::ROWS,
+        super::services::ROWS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+#[test]
+fn every_reason_and_count_has_a_row() {
+    let failed: Vec<_> = rows()
+        .filter_map(|row| row.result().as_ref().err())
+        .collect();
+    assert!(
+        failed.is_empty(),
+        "rows that fail reach nothing: {failed:#?}"
+    );
+    let seen = coverage();
+    for reason in Reason::ALL {
+        let reached = seen.reasons.iter().any(|(_, r)| r == reason);
+        let excused = UNREACHED_REASONS.iter().find(|(r, _)| r == reason);
+        match excused {
+            None => assert!(reached, "no row is dropped for {}", reason.name()),
+            Some((_, why)) => assert!(!reached, "{} is reached, although: {why}", reason.name()),
+        }
+    }
+    for count in Count::ALL {
+        let reached = seen.counts.contains(count);
+        let excused = UNREACHED_COUNTS.iter().find(|(c, _)| c == count);
+        match excused {
+            None => assert!(reached, "no row counts {}", count.name()),
+            Some((_, why)) => assert!(!reached, "{} is reached, although: {why}", count.name()),
+        }
+    }
+    for (hook, reasons) in AT_EACH_HOOK {
+        for reason in *reasons {
+            assert!(
+                seen.reasons.contains(&(*hook, *reason)),
+                "no row is dropped for {} at {}",
+                reason.name(),
+                hook::name(*hook)
+            );
+        }
+    }
+}
