@@ -251,6 +251,8 @@ impl Reconciler {
 
     fn take(&mut self, event: Event) {
         self.dirty_snapshot = true;
+        // Also what is not applied yet is known: before the first apply that is everything.
+        self.state = None;
         match event {
             Event::Upsert(object) => {
                 let id = object.id();
@@ -302,6 +304,7 @@ impl Reconciler {
             self.local_known = true;
             self.local_changed = true;
             self.dirty_snapshot = true;
+            self.state = None;
         }
     }
 
