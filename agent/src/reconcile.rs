@@ -251,6 +251,8 @@ impl Reconciler {
 
     fn take(&mut self, event: Event) {
         self.dirty_snapshot = true;
+        // Also what is not applied yet is known: before the first apply that is everything.
+        self.state = None;
         match event {
             Event::Upsert(object) => {
                 let id = object.id();
@@ -295,18 +297,20 @@ impl Reconciler {
     }
 
     fn take_local(&mut self, local: &Option<Arc<Local>>) {
-        if let Some(local) = local {
-            if !self.local_known || **local != self.local {
-                self.local = local.as_ref().clone();
-                self.local_known = true;
-                self.local_changed = true;
-                self.dirty_snapshot = true;
-            }
+        if let Some(local) = local
+            && (!self.local_known || **local != self.local)
+        {
+            self.local = local.as_ref().clone();
+            self.local_known = true;
+            self.local_changed = true;
+            self.dirty_snapshot = true;
+            self.state = None;
         }
     }
 
     fn complete(&self) -> bool {
-        self.local_known && self.kinds.values().all(|kind| kind.synced)
+        let synced = self.kinds.values().all(|kind| kind.synced);
+        self.local_known && (synced || cfg!(mutant = "prune-before-sync"))
     }
 
     fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {
@@ -453,9 +457,7 @@ impl Reconciler {
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
             notices: notices.collect(),
-            usage: planner
-                .map(|p| snapshot::usage(p.contents()))
-                .unwrap_or_default(),
+            usage: planner.map(snapshot::usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
         }));

@@ -129,6 +129,14 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Need::Lab, Need::ControlPlane],
         20,
     ),
+    root(
+        "cluster",
+        "real objects decide real packets: the real control plane, its outages, the time from a change to a packet",
+        &["--package", "tests", "--test", "cluster"],
+        1,
+        &[Need::Lab, Need::ControlPlane],
+        10,
+    ),
 ];
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 //!
 //! Not kube's own `watcher`: it does not tell when a watch that failed is open again, which is when a kind is no longer stale.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -24,8 +27,12 @@ const PAGE: u32 = 500;
 /// A watch without an event, and without the bookmark that servers send each minute, for so long is opened anew: the
 /// connection may be dead without either end knowing.
 const IDLE: Duration = Duration::from_secs(150);
-/// A watch that ends sooner did no good, and the next waits a little.
+/// A watch that ends sooner did no good, and the next waits a little. One that was opened after a failure and says nothing for so
+/// long is good: the server tells at once that it has forgotten the place.
 const SHORT: Duration = Duration::from_secs(1);
+/// The longest wait for a page of a list, or for a watch to open: a server that takes the connection and then says nothing
+/// would hold the agent for ever.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// The receiver is gone.
 struct Closed;
@@ -59,14 +66,23 @@ where
     };
     // 0.8 to 30 s with jitter; two quiet minutes take it back to the start.
     let mut backoff = DefaultBackoff::default();
+    let mut gone = false;
     loop {
         let began = Instant::now();
+        let was_gone = std::mem::take(&mut gone);
         let wait = match follower.step().await {
-            Ok(()) => began.elapsed() < SHORT && follower.version.is_some(),
+            Ok(()) => began.elapsed() < SHORT,
             Err(Pause::Closed) => return,
             Err(Pause::Gone) => {
+                tracing::info!(
+                    kind = %K::KIND,
+                    version = follower.version,
+                    "the API server has forgotten this version (410 Gone): listing again"
+                );
                 follower.version = None;
-                true
+                gone = true;
+                // The list is what helps; only where it did not the next waits.
+                was_gone
             }
             Err(Pause::Failed(reason)) => {
                 if follower.stale(reason).await.is_err() {
@@ -113,7 +129,7 @@ where
         self.known.begin();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = self.api.list(&params).await.map_err(Self::pause)?;
+            let page = answered::<K, _>(self.api.list(&params)).await?;
             for object in page.items {
                 let events = self.known.apply(read(object));
                 self.send(events).await?;
@@ -130,20 +146,27 @@ where
         }
     }
 
-    /// Watches from a version on. Once the watch is open the kind is not stale any more: what happened since is on its way.
+    /// Watches from a version on. Once the watch goes on from there the kind is not stale any more: what happened since is on its way.
     async fn watch(&mut self, version: &str) -> Result<(), Pause> {
         let params = WatchParams::default();
-        let stream = self
-            .api
-            .watch(&params, version)
-            .await
-            .map_err(Self::pause)?;
-        if self.failed.take().is_some() {
-            self.send(vec![Event::Synced(K::KIND)]).await?;
-        }
-        let mut stream = pin!(stream);
-        while let Ok(Some(event)) = timeout(IDLE, stream.next()).await {
-            match event.map_err(Self::pause)? {
+        let mut stream = pin!(answered::<K, _>(self.api.watch(&params, version)).await?);
+        loop {
+            let patience = if self.failed.is_some() { SHORT } else { IDLE };
+            let event = match timeout(patience, stream.next()).await {
+                Ok(Some(Ok(WatchEvent::Error(status)))) => {
+                    return Err(pause::<K>(kube::Error::Api(status)));
+                }
+                Ok(Some(event)) => Some(event.map_err(pause::<K>)?),
+                Ok(None) => return Ok(()),
+                Err(_) if self.failed.is_some() => None,
+                Err(_) => return Ok(()),
+            };
+            if self.failed.take().is_some() {
+                tracing::info!(kind = %K::KIND, "the API server is followed again");
+                self.send(vec![Event::Synced(K::KIND)]).await?;
+            }
+            let Some(event) = event else { continue };
+            match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let version = object.resource_version();
                     let events = self.known.apply(read(object));
@@ -161,17 +184,9 @@ where
                 WatchEvent::Bookmark(bookmark) => {
                     self.advance(Some(bookmark.metadata.resource_version));
                 }
-                WatchEvent::Error(status) => return Err(Self::pause(kube::Error::Api(status))),
+                // Taken above.
+                WatchEvent::Error(_) => {}
             }
-        }
-        Ok(())
-    }
-
-    fn pause(error: kube::Error) -> Pause {
-        if is_gone(&error) {
-            Pause::Gone
-        } else {
-            Pause::Failed(explain::<K>(&error))
         }
     }
 
@@ -196,6 +211,7 @@ where
             Some((since, _)) => *since,
             None => SystemTime::now(),
         };
+        tracing::warn!(kind = %K::KIND, "{reason}; the last state stays in force, trying again");
         self.failed = Some((since, reason.clone()));
         self.send(vec![Event::Stale {
             kind: K::KIND,
@@ -203,6 +219,27 @@ where
             reason,
         }])
         .await
+    }
+}
+
+/// What a request's answer was, if one came in time.
+async fn answered<K: Convert + Resource<DynamicType = ()>, T>(
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, Pause> {
+    match timeout(ANSWER, request).await {
+        Ok(answer) => answer.map_err(pause::<K>),
+        Err(_) => Err(Pause::Failed(format!(
+            "listing and watching {}: no answer within {ANSWER:?}; check the API server and the way to it",
+            K::plural(&())
+        ))),
+    }
+}
+
+fn pause<K: Resource<DynamicType = ()>>(error: kube::Error) -> Pause {
+    if is_gone(&error) {
+        Pause::Gone
+    } else {
+        Pause::Failed(explain::<K>(&error))
     }
 }
 
