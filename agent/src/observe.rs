@@ -3,18 +3,19 @@
 //! Inputs are [`state`] (through a [`state::Provider`]) and the events of the ring ([`flows`]); outputs are the JSON contract
 //! ([`view`]), metrics, logs and readiness. Nothing here changes what is in force, and nothing here is waited for by what does.
 
-#[cfg(test)]
-pub(crate) mod fixture;
 pub mod flows;
-#[cfg(test)]
-pub(crate) mod golden;
 pub mod logging;
 pub mod metrics;
 pub mod names;
 pub mod readiness;
 pub mod state;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod time;
 pub mod view;
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[cfg(test)]
+pub(crate) use tests::{fixture, golden};

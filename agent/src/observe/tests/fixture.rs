@@ -12,8 +12,8 @@ use agent_common::{
 };
 use futures::future::BoxFuture;
 
-use super::flows::{FlowHub, Record};
-use super::state::*;
+use crate::observe::flows::{FlowHub, Record};
+use crate::observe::state::*;
 use crate::compile::{IpBlockMode, RuleName, UnknownPod};
 use crate::desired::{BackendSpec, Desired, EndpointSet, Frontend, Pool, PoolKey};
 use crate::local::{Local, PodLink};
