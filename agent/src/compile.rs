@@ -20,7 +20,7 @@ mod prefixes;
 pub mod services;
 mod sets;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 mod vocabulary;
 

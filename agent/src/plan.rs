@@ -72,6 +72,8 @@ pub enum Item {
     Link(u32),
     /// A pod's epoch.
     Epoch(u32),
+    /// Everybody that a change of sets counts on: written, each as its own item.
+    Peers,
     /// What a pool's change (none: earlier ones) left behind.
     Room(Option<PoolKey>),
 }
@@ -166,7 +168,7 @@ impl Dirty {
             Item::Link(key) => drop(self.links.insert(key)),
             Item::Epoch(key) => drop(self.epochs.insert(key)),
             // Kept by key, and as garbage.
-            Item::Rules(_) | Item::Room(_) => {}
+            Item::Rules(_) | Item::Room(_) | Item::Peers => {}
         }
     }
 }
@@ -188,6 +190,16 @@ impl Planner {
     /// What the kernel accepted.
     pub fn contents(&self) -> &Contents {
         &self.mirror.contents
+    }
+
+    /// Backends that are not gone.
+    pub fn backends(&self) -> usize {
+        self.mirror.alive
+    }
+
+    /// Slots of pods in use.
+    pub fn pods(&self) -> usize {
+        self.mirror.plugged
     }
 
     /// What is not in force as desired, and why.
@@ -262,6 +274,7 @@ impl fmt::Display for Describe<'_> {
             Item::Rules(set) => write!(f, "rules of policy set {set}"),
             Item::Pod(slot) | Item::Epoch(slot) => write!(f, "pod slot {slot}"),
             Item::Link(ifindex) => write!(f, "interface {ifindex}"),
+            Item::Peers => f.write_str("who addresses are"),
             Item::Room(None) => f.write_str("entries that nothing uses"),
         }
     }

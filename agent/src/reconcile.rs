@@ -297,19 +297,20 @@ impl Reconciler {
     }
 
     fn take_local(&mut self, local: &Option<Arc<Local>>) {
-        if let Some(local) = local {
-            if !self.local_known || **local != self.local {
-                self.local = local.as_ref().clone();
-                self.local_known = true;
-                self.local_changed = true;
-                self.dirty_snapshot = true;
-                self.state = None;
-            }
+        if let Some(local) = local
+            && (!self.local_known || **local != self.local)
+        {
+            self.local = local.as_ref().clone();
+            self.local_known = true;
+            self.local_changed = true;
+            self.dirty_snapshot = true;
+            self.state = None;
         }
     }
 
     fn complete(&self) -> bool {
-        self.local_known && self.kinds.values().all(|kind| kind.synced)
+        let synced = self.kinds.values().all(|kind| kind.synced);
+        self.local_known && (synced || cfg!(mutant = "prune-before-sync"))
     }
 
     fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {
@@ -456,9 +457,7 @@ impl Reconciler {
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
             notices: notices.collect(),
-            usage: planner
-                .map(|p| snapshot::usage(p.contents()))
-                .unwrap_or_default(),
+            usage: planner.map(snapshot::usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
         }));

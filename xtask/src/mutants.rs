@@ -29,17 +29,19 @@ pub(crate) struct Mutant {
     pub(crate) root: bool,
 }
 
-/// Every mutant. A row, for example:
-///
-/// ```text
-/// Mutant {
-///     name: "redirect-without-ingress",
-///     removes: "agent-ebpf/src/deliver.rs: the ingress judgement before a peer redirect",
-///     cargo: &["--package", "tests", "--test", "lab"],
-///     test: "a_redirected_packet_meets_its_targets_ingress_policy",
-///     root: true,
-/// },
-/// ```
+/// Tests of the agent's library, which run anywhere.
+const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    Mutant {
+        name,
+        removes,
+        // Beside the crate of tests, so that dependencies have the features that they were built with before.
+        cargo: &["--package", "sluice", "--package", "tests", "--lib"],
+        test,
+        root: false,
+    }
+}
+
+/// Every mutant.
 pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "redirect-without-ingress",
@@ -55,6 +57,26 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    unit(
+        "no-grace",
+        "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",
+        "plan::tests::services::a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service",
+    ),
+    unit(
+        "no-epoch-raise",
+        "agent/src/plan/steps.rs: epochs that rise where something was taken away",
+        "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    unit(
+        "epoch-before-write",
+        "agent/src/plan/steps.rs: epochs that rise after the last write and not before the first",
+        "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    unit(
+        "prune-before-sync",
+        "agent/src/reconcile.rs: the wait for every kind before the first apply",
+        "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",
+    ),
 ];
 
 /// The longest that one mutant's test may take, without its build.

@@ -32,6 +32,13 @@ pub struct Services {
     outputs: BTreeMap<ObjectKey, Output>,
     /// Who claims a frontend: the first key has it, the others are problems.
     claims: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    /// Frontends that more than one claims.
+    contended: BTreeSet<ServiceKey>,
+    /// Services whose output has problems.
+    troubled: BTreeSet<ObjectKey>,
+    /// Services compiled so far: work is per change, not per cluster.
+    #[cfg(test)]
+    compiled: usize,
     place: Option<Place>,
 }
 
@@ -72,6 +79,10 @@ impl Services {
             dirty.extend(self.outputs.keys().cloned());
         }
         let mut touched = BTreeSet::new();
+        #[cfg(test)]
+        {
+            self.compiled += dirty.len();
+        }
         for key in dirty {
             let after = cluster
                 .services
@@ -87,21 +98,40 @@ impl Services {
                 output.frontends.get(&key).cloned()
             });
             delta.frontends.insert(key, frontend);
-        }
-        for (key, output) in &self.outputs {
-            problems.extend(output.problems.iter().cloned());
-            for frontend in output.frontends.keys() {
-                if let Some(winner) = self.winner(frontend).filter(|w| *w != key) {
-                    problems.push(Problem::new(
-                        format_args!("Service {key}"),
-                        format!(
-                            "{} port {} belongs to Service {winner} already; give one of the two another address or port",
-                            frontend.address,
-                            u16::from_be(frontend.port_be),
-                        ),
-                    ));
-                }
+            if self.claims.get(&key).is_some_and(|claims| claims.len() > 1) {
+                self.contended.insert(key);
+            } else {
+                self.contended.remove(&key);
             }
+        }
+        self.tell(problems);
+    }
+
+    /// Every problem that there is now.
+    fn tell(&self, problems: &mut Vec<Problem>) {
+        for key in &self.troubled {
+            let output = self.outputs.get(key);
+            problems.extend(
+                output
+                    .iter()
+                    .flat_map(|output| output.problems.iter().cloned()),
+            );
+        }
+        for frontend in &self.contended {
+            let mut claims = self.claims.get(frontend).into_iter().flatten();
+            let Some(winner) = claims.next() else {
+                continue;
+            };
+            problems.extend(claims.map(|key| {
+                Problem::new(
+                    format_args!("Service {key}"),
+                    format!(
+                        "{} port {} belongs to Service {winner} already; give one of the two another address or port",
+                        frontend.address,
+                        u16::from_be(frontend.port_be),
+                    ),
+                )
+            }));
         }
     }
 
@@ -151,6 +181,11 @@ impl Services {
                     .or_default()
                     .insert(key.clone());
             }
+        }
+        if after.problems.is_empty() {
+            self.troubled.remove(&key);
+        } else {
+            self.troubled.insert(key.clone());
         }
         if after != Output::default() {
             self.outputs.insert(key, after);

@@ -3,7 +3,7 @@
 //!
 //! `SLUICE_CASES` sets the number of clusters per property, `SLUICE_SEED` the first seed.
 
-mod cluster;
+pub(crate) mod cluster;
 mod examples;
 mod tables;
 
@@ -19,7 +19,7 @@ use crate::oracle::policy::{self as oracle, By, Flow};
 use cluster::{Rng, World};
 use tables::Maps;
 
-fn cases(default: u64) -> impl Iterator<Item = u64> {
+pub(crate) fn cases(default: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str, otherwise| {
         std::env::var(name)
             .ok()
@@ -31,7 +31,7 @@ fn cases(default: u64) -> impl Iterator<Item = u64> {
 }
 
 /// Every object as a change that appears.
-fn everything(cluster: &Cluster) -> Vec<Change> {
+pub(crate) fn everything(cluster: &Cluster) -> Vec<Change> {
     let objects = (cluster.namespaces.values().cloned().map(Object::Namespace))
         .chain(cluster.nodes.values().cloned().map(Object::Node))
         .chain(cluster.pods.values().cloned().map(Object::Pod))
@@ -166,7 +166,7 @@ const PROBES: [(u8, u16); 12] = [
     (protocol::ICMP, 0),
 ];
 
-fn flows(world: &World) -> Vec<Flow> {
+pub(crate) fn flows(world: &World) -> Vec<Flow> {
     let ends = world.ends();
     let mut out = Vec::new();
     for source in &ends {
@@ -239,7 +239,7 @@ fn hold(options: &Options, world: &World, compiler: &Compiler, desired: &Desired
     (judged, allowed)
 }
 
-fn options(seed: u64) -> Options {
+pub(crate) fn options(seed: u64) -> Options {
     let mut options = Options::new(crate::model::intern("here"));
     if seed.is_multiple_of(2) {
         options.ip_block_mode = IpBlockMode::Cilium;

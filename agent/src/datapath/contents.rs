@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_common::{Prefix, RuleKey, SetWord, limits};
+use agent_common::{Prefix, RuleKey, SetWord, limits, rule_bits};
 
 use super::{Bits, Contents, Write};
 use crate::model::Direction;
@@ -89,6 +89,24 @@ pub fn longest<T: PrefixData, V: Copy>(
     }
 }
 
+/// The rules of a set.
+pub fn rules_of<V>(
+    rules: &BTreeMap<Bits<RuleKey>, V>,
+    set: u32,
+) -> impl Iterator<Item = (&Bits<RuleKey>, &V)> {
+    let lengths = [rule_bits::SET, rule_bits::GROUP]
+        .into_iter()
+        .chain(rule_bits::PROTOCOL..=rule_bits::PORT);
+    lengths.flat_map(move |length| {
+        let key = |set, group| Bits {
+            length,
+            data: RuleKey::packet(set, group, 0, 0),
+        };
+        // Sets are numbered far below the last number, which is never given.
+        rules.range(key(set, 0)..key(set.saturating_add(1), 0))
+    })
+}
+
 impl Write {
     /// The map that the write goes to, and its capacity.
     pub const fn map(&self) -> (&'static str, u32) {
@@ -107,6 +125,21 @@ impl Write {
             Self::Link(..) => ("links", limits::LINKS),
             Self::Config(..) => ("config", 1),
         }
+    }
+}
+
+#[cfg(test)]
+impl Write {
+    /// Whether the write is a store into an array that is mapped, which does not fail.
+    pub(crate) const fn is_store(&self) -> bool {
+        !matches!(
+            self,
+            Self::Service(..)
+                | Self::Address(..)
+                | Self::Prefix(..)
+                | Self::Rule(..)
+                | Self::Link(..)
+        )
     }
 }
 
@@ -175,7 +208,7 @@ fn set_of(pod: &mut agent_common::Pod, direction: Direction) -> &mut SetWord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_common::{GROUP_ANY, protocol, rule_bits};
+    use agent_common::{GROUP_ANY, protocol};
 
     #[test]
     fn the_longest_rule_answers_and_port_prefixes_are_ranges() {

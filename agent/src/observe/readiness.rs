@@ -37,7 +37,6 @@ impl Default for Readiness {
 
 impl Readiness {
     /// Not ready until the guard is dropped. `what` stands behind "waits for": `the first apply`.
-    #[must_use]
     pub fn wait_for(&self, what: impl Into<String>) -> Guard {
         let mut id = 0;
         self.missing.send_modify(|missing| {

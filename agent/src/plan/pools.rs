@@ -57,8 +57,10 @@ pub(super) struct Change {
     pub(super) after: Option<PoolState>,
     /// Writes that no reader sees.
     pub(super) prepare: Vec<Write>,
-    /// Writes that make it live, and what follows from that.
+    /// Writes that make it live.
     pub(super) publish: Vec<Write>,
+    /// Writes that end what whoever read the head before may still be led to: after a grace period.
+    pub(super) collect: Vec<Write>,
     /// What was taken for it.
     pub(super) taken: Garbage,
     /// What nobody points to afterwards.
@@ -109,13 +111,7 @@ impl Pools {
             return Ok(self.removal(key, mirror));
         };
         match self.try_change(key, pool, mirror, &mut taken) {
-            Ok((after, prepare, publish, released)) => Ok(Change {
-                after: Some(after),
-                prepare,
-                publish,
-                taken,
-                released,
-            }),
+            Ok(change) => Ok(Change { taken, ..change }),
             Err(limit) => {
                 self.undo(taken);
                 Err(limit)
@@ -124,14 +120,14 @@ impl Pools {
     }
 
     fn removal(&self, key: &PoolKey, mirror: &Contents) -> Change {
-        let mut publish = Vec::new();
+        let mut collect = Vec::new();
         let mut released = Garbage::default();
         if let Some(state) = self.states.get(key) {
             if mirror.heads.contains_key(&state.number) {
-                publish.push(Write::Head(state.number, Head::default()));
+                collect.push(Write::Head(state.number, Head::default()));
             }
             for number in state.ids.values() {
-                publish.extend(gone(mirror, *number));
+                collect.extend(gone(mirror, *number));
             }
             released = Garbage {
                 backends: state.ids.values().copied().collect(),
@@ -142,7 +138,8 @@ impl Pools {
         Change {
             after: None,
             prepare: Vec::new(),
-            publish,
+            publish: Vec::new(),
+            collect,
             taken: Garbage::default(),
             released,
         }
@@ -167,14 +164,13 @@ impl Pools {
         Ok(run)
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts of a Change, used once")]
     fn try_change(
         &mut self,
         key: &PoolKey,
         pool: &Pool,
         mirror: &Contents,
         taken: &mut Garbage,
-    ) -> Result<(PoolState, Vec<Write>, Vec<Write>, Garbage), Limit> {
+    ) -> Result<Change, Limit> {
         let old = match self.states.get(key) {
             Some(state) => state.clone(),
             None => {
@@ -190,6 +186,7 @@ impl Pools {
             }
         };
         let (mut prepare, mut publish) = (Vec::new(), Vec::new());
+        let mut collect = Vec::new();
         let live_before: HashSet<u32> = old.array[..old.count].iter().copied().collect();
         let mut ids = BTreeMap::new();
         let (mut chosen, mut kept) = (Vec::new(), BTreeSet::new());
@@ -231,10 +228,11 @@ impl Pools {
             }
         }
         let mut released = Garbage::default();
+        let mut ended = Vec::new();
         for (endpoint, number) in &old.ids {
             if !ids.contains_key(endpoint) {
                 released.backends.push(*number);
-                words_after.extend(gone(mirror, *number));
+                ended.extend(gone(mirror, *number));
             }
         }
         let target = arrange::target(&old, &chosen, &kept);
@@ -265,7 +263,7 @@ impl Pools {
                 prepare.extend(edits.before.iter().map(slot));
                 publish.extend(edits.switch.iter().map(slot));
                 publish.extend(head_write);
-                publish.extend(edits.after.iter().map(slot));
+                collect.extend(edits.after.iter().map(slot));
             } else {
                 publish.extend(head_write);
             }
@@ -278,6 +276,7 @@ impl Pools {
             released.runs.extend(old.run);
         }
         publish.extend(words_after);
+        collect.extend(ended);
         let after = PoolState {
             number: old.number,
             run,
@@ -285,7 +284,14 @@ impl Pools {
             count: target.count,
             ids,
         };
-        Ok((after, prepare, publish, released))
+        Ok(Change {
+            after: Some(after),
+            prepare,
+            publish,
+            collect,
+            taken: Garbage::default(),
+            released,
+        })
     }
 
     /// Reads back where a pool stands after its change failed half-way; what it does not hold becomes garbage.

@@ -91,10 +91,11 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
         };
         read(maps, sizes, &firsts, &mut state);
         for at in state.array[..state.count].iter().copied() {
-            if let Some(endpoint) = pools::endpoint(maps, at) {
-                if !state.ids.contains_key(&endpoint) && claimed.insert(at) {
-                    state.ids.insert(endpoint, at);
-                }
+            if let Some(endpoint) = pools::endpoint(maps, at)
+                && !state.ids.contains_key(&endpoint)
+                && claimed.insert(at)
+            {
+                state.ids.insert(endpoint, at);
             }
         }
         let run = state.run.filter(|run| runs.reserve(*run));

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use agent_common::{backend_state, limits, pod_flag};
+use agent_common::limits;
 
 use crate::compile::RuleName;
 use crate::datapath::Contents;
 use crate::desired::Desired;
 use crate::local::Local;
 use crate::model::{Cluster, Kind};
+use crate::plan::Planner;
 use crate::problem::Problem;
 use crate::source::Rejected;
 
@@ -86,19 +87,10 @@ pub struct State {
 }
 
 /// Entries in use and capacity, of the maps that the agent writes.
-pub(super) fn usage(maps: &Contents) -> BTreeMap<&'static str, (usize, u32)> {
-    let backends = maps.backends.values();
-    let pods = maps.pods.values();
+pub(super) fn usage(planner: &Planner) -> BTreeMap<&'static str, (usize, u32)> {
+    let maps = planner.contents();
     BTreeMap::from([
-        (
-            "backends",
-            (
-                backends
-                    .filter(|b| b.word.state != backend_state::GONE)
-                    .count(),
-                limits::BACKENDS,
-            ),
-        ),
+        ("backends", (planner.backends(), limits::BACKENDS)),
         ("slots", (maps.slots.len(), limits::SLOTS)),
         ("heads", (maps.heads.len(), limits::HEADS)),
         ("services", (maps.services.len(), limits::SERVICES)),
@@ -106,13 +98,7 @@ pub(super) fn usage(maps: &Contents) -> BTreeMap<&'static str, (usize, u32)> {
         ("prefixes", (maps.prefixes.len(), limits::PREFIXES)),
         ("groups", (maps.groups.len(), limits::IDENTITIES)),
         ("rules", (maps.rules.len(), limits::RULES)),
-        (
-            "pods",
-            (
-                pods.filter(|p| p.flags & pod_flag::USED != 0).count(),
-                limits::PODS,
-            ),
-        ),
+        ("pods", (planner.pods(), limits::PODS)),
         ("links", (maps.links.len(), limits::LINKS)),
     ])
 }

@@ -134,3 +134,66 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_endpoint_among_ten_thousand_services_compiles_one() {
+    const SERVICES: u32 = 10_000;
+    let mut cluster = Cluster::default();
+    let mut changes = Vec::new();
+    let slice = |number: u32, last: u8| {
+        Object::EndpointSlice(Arc::new(EndpointSlice {
+            key: ObjectKey::new("d", &format!("e{number}")),
+            service: ObjectKey::new("d", &format!("s{number}")),
+            family: Family::V4,
+            endpoints: vec![Endpoint {
+                address: [10, 0, 0, last].into(),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: None,
+                zone: None,
+                hint_nodes: None,
+                hint_zones: None,
+            }],
+            ports: vec![EndpointPort {
+                name: intern("p"),
+                protocol: Protocol::Tcp,
+                port: 8080,
+            }],
+        }))
+    };
+    for number in 0..SERVICES {
+        let [_, _, high, low] = number.to_be_bytes();
+        changes.extend(cluster.upsert(Object::Service(Arc::new(Service {
+            key: ObjectKey::new("d", &format!("s{number}")),
+            cluster_ips: vec![[172, 16, high, low].into()],
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
+            ports: vec![ServicePort {
+                name: intern("p"),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: 0,
+            }],
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity_seconds: None,
+            health_check_node_port: 0,
+        }))));
+        changes.extend(cluster.upsert(slice(number, 1)));
+    }
+    let mut services = Services::default();
+    let (mut delta, mut problems) = (Delta::default(), Vec::new());
+    services.update(&cluster, &changes, &options(), &mut delta, &mut problems);
+    assert_eq!(
+        (delta.frontends.len(), problems.len()),
+        (SERVICES as usize, 0)
+    );
+    let compiled = services.compiled;
+    let change: Vec<Change> = cluster.upsert(slice(7, 2)).into_iter().collect();
+    let mut delta = Delta::default();
+    services.update(&cluster, &change, &options(), &mut delta, &mut problems);
+    assert_eq!(services.compiled, compiled + 1);
+    assert_eq!((delta.frontends.len(), delta.pools.len()), (0, 1));
+}

@@ -8,26 +8,26 @@ use crate::local::{Local, PodLink};
 use crate::model::*;
 
 /// SplitMix64.
-pub(super) struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
-    pub(super) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize].clone()
     }
 }
@@ -39,9 +39,9 @@ const PORT_NAMES: [&str; 2] = ["web", "db"];
 const PORTS: [u16; 4] = [80, 81, 8080, 9090];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
-pub(super) struct World {
-    pub(super) cluster: Cluster,
-    pub(super) local: Local,
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) local: Local,
     born: i64,
 }
 
@@ -271,7 +271,7 @@ impl World {
         changed
     }
 
-    pub(super) fn random(rng: &mut Rng) -> Self {
+    pub(crate) fn random(rng: &mut Rng) -> Self {
         let mut world = Self {
             cluster: Cluster::default(),
             local: Local::default(),
@@ -303,7 +303,7 @@ impl World {
     }
 
     /// Changes something, `count` times; the changes, and whether the links did.
-    pub(super) fn change(&mut self, rng: &mut Rng, count: usize) -> (Vec<Change>, bool) {
+    pub(crate) fn change(&mut self, rng: &mut Rng, count: usize) -> (Vec<Change>, bool) {
         let mut changes = Vec::new();
         for _ in 0..count {
             let object = match rng.below(10) {
@@ -353,7 +353,7 @@ impl World {
     }
 
     /// Addresses worth asking for.
-    pub(super) fn ends(&self) -> Vec<IpAddr> {
+    pub(crate) fn ends(&self) -> Vec<IpAddr> {
         let mut ends: BTreeSet<IpAddr> = self.cluster.pods_at.keys().copied().collect();
         ends.extend(
             [

@@ -1,0 +1,190 @@
+//! Writes of pools and frontends.
+
+use std::collections::BTreeMap;
+
+use agent_common::{Address, Head, ServiceEntry};
+
+use super::super::pools::{self, Garbage};
+use super::super::{Item, Planner, Transaction};
+use super::{Builder, one};
+use crate::datapath::Write;
+use crate::desired::PoolKey;
+use crate::problem::Problem;
+
+impl Builder<'_> {
+    /// What earlier plans left: ended and free after the grace period.
+    pub(super) fn leftovers(&mut self) {
+        let garbage = std::mem::take(&mut self.planner.pools.garbage);
+        if garbage.is_empty() {
+            return;
+        }
+        let maps = &self.planner.mirror.contents;
+        let ended = garbage
+            .backends
+            .iter()
+            .filter_map(|n| pools::gone(maps, *n));
+        let heads = garbage.heads.iter().filter(|n| maps.heads.contains_key(n));
+        let heads = heads.map(|n| Write::Head(*n, Head::default()));
+        let runs = garbage.runs.iter();
+        let runs = runs.flat_map(|run| pools::empty_run(maps, *run));
+        let transaction = Transaction {
+            item: Item::Room(None),
+            needs: self.planner.users(&garbage),
+            writes: heads.chain(ended).chain(runs).collect(),
+        };
+        self.phases.collect.push(transaction);
+        self.plan.leftovers = garbage;
+        self.plan.grace = true;
+    }
+
+    fn empty_runs(&mut self, key: &PoolKey, garbage: &Garbage) {
+        let maps = &self.planner.mirror.contents;
+        let runs = garbage.runs.iter();
+        let writes: Vec<Write> = runs.flat_map(|run| pools::empty_run(maps, *run)).collect();
+        if !writes.is_empty() {
+            self.phases.collect.push(Transaction {
+                item: Item::Room(Some(key.clone())),
+                needs: vec![Item::Pool(key.clone())],
+                writes,
+            });
+        }
+    }
+
+    pub(super) fn pools(&mut self) {
+        for key in std::mem::take(&mut self.dirty.pools) {
+            let planner = &mut *self.planner;
+            let wanted = planner.desired.pools.get(&key);
+            let change = match planner.pools.change(&key, wanted, &planner.mirror.contents) {
+                Ok(change) => change,
+                Err(limit) => {
+                    let item = Item::Pool(key);
+                    let object = self.planner.describe(&item);
+                    let problem = Problem::full(object, limit.map, limit.capacity);
+                    self.plan.refused.insert(item, problem);
+                    continue;
+                }
+            };
+            if change.prepare.is_empty()
+                && change.publish.is_empty()
+                && change.collect.is_empty()
+                && change.released.is_empty()
+            {
+                self.planner.pools.commit(key, change);
+                continue;
+            }
+            let item = Item::Pool(key.clone());
+            if !change.prepare.is_empty() {
+                self.phases.prepare.push(Transaction {
+                    item: item.clone(),
+                    needs: Vec::new(),
+                    writes: change.prepare.clone(),
+                });
+            }
+            if !change.publish.is_empty() {
+                self.phases.pools.push(Transaction {
+                    item: item.clone(),
+                    needs: Vec::new(),
+                    writes: change.publish.clone(),
+                });
+            }
+            let needs = match &change.after {
+                Some(_) => Vec::new(),
+                None => self.planner.users(&change.released),
+            };
+            if !(change.collect.is_empty() && needs.is_empty()) {
+                self.phases.collect.push(Transaction {
+                    item,
+                    needs,
+                    writes: change.collect.clone(),
+                });
+            }
+            self.plan.grace |= !change.released.is_empty();
+            self.empty_runs(&key, &change.released);
+            self.plan.changes.insert(key, change);
+        }
+    }
+
+    pub(super) fn frontends(&mut self) {
+        for key in std::mem::take(&mut self.dirty.frontends) {
+            let now = self.planner.mirror.contents.services.get(&key);
+            let item = Item::Frontend(key);
+            let Some(frontend) = self.planner.desired.frontends.get(&key) else {
+                if now.is_some() {
+                    let write = Write::Service(key, None);
+                    // Where the whole address goes, whoever found it still finds the service, until a grace period has passed.
+                    if self.planner.leaves(&key.address) {
+                        let needs = vec![Item::Address(key.address)];
+                        self.phases.unrouted.push(one(item, needs, write));
+                    } else {
+                        self.phases.removed.push(one(item, Vec::new(), write));
+                    }
+                }
+                continue;
+            };
+            let planned = self.plan.changes.get(&frontend.pool);
+            let state = planned
+                .and_then(|change| change.after.as_ref())
+                .or_else(|| self.planner.pools.states.get(&frontend.pool));
+            let needs = vec![Item::Pool(frontend.pool.clone())];
+            let Some(state) = state else {
+                // Its pool was refused: this waits for it.
+                self.phases.frontends.push(Transaction {
+                    item,
+                    needs,
+                    writes: Vec::new(),
+                });
+                continue;
+            };
+            let entry = ServiceEntry {
+                pool: state.number,
+                flags: frontend.flags,
+                check: key.check(),
+            };
+            let list = match now {
+                Some(now) if *now == entry => continue,
+                // What an empty pool answers is said while it is not empty: nobody sees it change.
+                Some(now) if now.pool == entry.pool && self.planner.filled(now.pool) => {
+                    &mut self.phases.frontends_first
+                }
+                Some(_) => &mut self.phases.frontends_moved,
+                None => &mut self.phases.frontends,
+            };
+            list.push(one(item, needs, Write::Service(key, Some(entry))));
+        }
+        // And their pools wait for them, lest an empty pool answers with the flags of before.
+        let mut first: BTreeMap<&Item, Vec<Item>> = BTreeMap::new();
+        for frontend in &self.phases.frontends_first {
+            for pool in &frontend.needs {
+                first.entry(pool).or_default().push(frontend.item.clone());
+            }
+        }
+        for pool in &mut self.phases.pools {
+            if let Some(frontends) = first.remove(&pool.item) {
+                pool.needs.extend(frontends);
+            }
+        }
+    }
+}
+
+impl Planner {
+    /// Whether an address is to be no address any more.
+    fn leaves(&self, address: &Address) -> bool {
+        self.mirror.contents.addresses.contains_key(address)
+            && !self.desired.addresses.contains_key(address)
+    }
+
+    /// Whether a pool has backends now.
+    fn filled(&self, pool: u32) -> bool {
+        let head = self.mirror.contents.heads.get(&pool);
+        head.is_some_and(|head| head.count > 0)
+    }
+
+    /// The frontends that lead to pools which are to go.
+    fn users(&self, released: &Garbage) -> Vec<Item> {
+        let heads = released.heads.iter();
+        heads
+            .flat_map(|number| self.mirror.frontends_of(*number))
+            .map(|key| Item::Frontend(*key))
+            .collect()
+    }
+}
