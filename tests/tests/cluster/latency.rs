@@ -33,9 +33,10 @@ const ROW: usize = 10;
 const SILENCE: Duration = Duration::from_millis(15);
 /// However busy the machine is.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Source ports of the two probers: below the pods' own range, and many more than probes of one part.
-const SWITCH_PORTS: std::ops::Range<u16> = 1_024..10_000;
-const TARGET_PORTS: std::ops::Range<u16> = 10_000..20_000;
+/// Source ports of the probers, half of all each: at two thousand probes a second it takes longer than a part until one comes again.
+const LOW_PORTS: std::ops::Range<u16> = 1_024..33_000;
+/// See [`LOW_PORTS`].
+const HIGH_PORTS: std::ops::Range<u16> = 33_000..65_000;
 
 /// What was measured.
 #[derive(Debug, Default)]
@@ -126,7 +127,7 @@ spec: { ports: [{ name: udp, protocol: UDP, port: 80 }] }
     let made = serde_json::from_value(slice(&first.pod))?;
     slices.create(&PostParams::default(), &made).await?;
     let vip = world.addresses("switch").await?[0];
-    let prober = Prober::start(&world.client, SocketAddr::new(vip, PORT), SWITCH_PORTS)?;
+    let prober = Prober::start(&world.client, SocketAddr::new(vip, PORT), LOW_PORTS)?;
     let mut rounds = 0;
     while latencies.endpoints.len() < 2 * ENDPOINT_ROUNDS && rounds < ENDPOINT_ROUNDS + MORE {
         for (from, to) in [(first, second), (second, first)] {
@@ -160,7 +161,7 @@ async fn policies(world: &World, latencies: &mut Latencies) -> Result<()> {
             "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "role": "stranger" } } }] }],
         },
     }))?;
-    let guarded = Guarded::new(world).await?;
+    let guarded = Guarded::new(world, LOW_PORTS).await?;
     let mut rounds = 0;
     while latencies.policies.len() < 2 * POLICY_ROUNDS && rounds < POLICY_ROUNDS + MORE {
         let change = async {
@@ -191,7 +192,7 @@ async fn labels(world: &World, latencies: &mut Latencies) -> Result<()> {
             .await?;
         Ok(())
     };
-    let guarded = Guarded::new(world).await?;
+    let guarded = Guarded::new(world, HIGH_PORTS).await?;
     let mut rounds = 0;
     while latencies.labels.len() < 2 * LABEL_ROUNDS && rounds < LABEL_ROUNDS + MORE {
         let measured = guarded.opens(label("client")).await?;
@@ -222,11 +223,11 @@ struct Guarded<'a> {
 }
 
 impl<'a> Guarded<'a> {
-    async fn new(world: &'a World) -> Result<Self> {
+    async fn new(world: &'a World, ports: std::ops::Range<u16>) -> Result<Self> {
         let vip = SocketAddr::new(world.addresses("target").await?[0], PORT);
         Ok(Self {
             world,
-            prober: Prober::start(&world.stranger, vip, TARGET_PORTS)?,
+            prober: Prober::start(&world.stranger, vip, ports)?,
             control: Probe::new(world.client.netns(), Proto::Udp, vip).saying("control"),
         })
     }

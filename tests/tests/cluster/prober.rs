@@ -15,9 +15,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use tests::lab::pod::Pod;
 
 /// The pause after each probe. Probes are to be at most a millisecond apart, and the machine has other work.
-const PACE: Duration = Duration::from_micros(250);
+const PACE: Duration = Duration::from_micros(400);
 /// A probe that was not answered for so long is not listened to any more.
-const FORGET: Duration = Duration::from_secs(5);
+const FORGET: Duration = Duration::from_secs(2);
 /// The longest answer.
 const MAX_ANSWER: usize = 512;
 /// Answers taken from the kernel at once.
@@ -166,8 +166,14 @@ fn probe(
     let mut number = 0_u64;
     while !shared.stop.load(Ordering::Relaxed) {
         let port = free.next().context("no source ports")?;
-        let socket = UdpSocket::bind(SocketAddr::new(source, port))
-            .with_context(|| format!("binding {source} {port}"))?;
+        let socket = match UdpSocket::bind(SocketAddr::new(source, port)) {
+            Ok(socket) => socket,
+            // The ports went round, and this one still listens for an answer.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("binding {source} {port}"));
+            }
+        };
         socket.set_nonblocking(true)?;
         socket
             .connect(to)
@@ -197,7 +203,7 @@ fn probe(
     Ok(())
 }
 
-/// Lets the calling thread run before all ordinary ones: it sleeps nine tenths of its time, and its probes must not wait until a
+/// Lets the calling thread run before all ordinary ones: it sleeps most of its time, and its probes must not wait until a
 /// busy machine has time for them. A kernel that gives no real time to this process is asked for its best instead.
 fn hurry() -> Result<()> {
     /// The least of real-time priorities.
