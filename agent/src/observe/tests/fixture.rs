@@ -12,12 +12,12 @@ use agent_common::{
 };
 use futures::future::BoxFuture;
 
-use crate::observe::flows::{FlowHub, Record};
-use crate::observe::state::*;
 use crate::compile::{IpBlockMode, RuleName, UnknownPod};
 use crate::desired::{BackendSpec, Desired, EndpointSet, Frontend, Pool, PoolKey};
 use crate::local::{Local, PodLink};
 use crate::model::*;
+use crate::observe::flows::{FlowHub, Record};
+use crate::observe::state::*;
 use crate::problem::Problem;
 use crate::reconcile;
 use crate::source::Rejected;
