@@ -98,6 +98,8 @@ impl AgentPlan {
             .arg(&self.socket);
         command.arg("--cgroup").arg(&self.cgroup).args(&self.args);
         command
+            // What an agent says of its end is one line; a backtrace around it would push it out of the quoted log.
+            .env_remove("RUST_BACKTRACE")
             .env("NOTIFY_SOCKET", notify)
             .envs(self.env.iter().cloned());
         command
