@@ -65,10 +65,10 @@ impl Latencies {
         ] {
             line(name, &mut times.clone());
         }
-        println!(
+        tests::say(format_args!(
             "  not measured, because the probes around them were more than {GAP:?} apart: {} changes",
             self.coarse.len()
-        );
+        ));
         if !self.coarse.is_empty() {
             all.extend(&self.coarse);
             line("  with those", &mut all);
@@ -85,12 +85,12 @@ fn line(name: &str, times: &mut [Duration]) {
             .get(rank - 1)
             .map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
     };
-    println!(
+    tests::say(format_args!(
         "{name}: p50 {:.2} ms, p99 {:.2} ms, n={}",
         percentile(50),
         percentile(99),
         times.len()
-    );
+    ));
 }
 
 /// Makes the changes and measures each.

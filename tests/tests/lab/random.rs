@@ -58,7 +58,7 @@ fn random_policies_decide_as_the_oracle_does() -> Result<()> {
         Some(seed) => seed,
         None => u64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_nanos() & u128::from(u32::MAX))?,
     };
-    println!("{sets} sets, {SEED_VARIABLE}={seed}");
+    tests::say(format_args!("{sets} sets, {SEED_VARIABLE}={seed}"));
     let mut dice = Dice::new(seed);
     let named: Vec<_> = (0..PODS.len()).map(named_ports).collect();
     let roles: Vec<Role<'_>> = PODS
@@ -108,7 +108,9 @@ fn random_policies_decide_as_the_oracle_does() -> Result<()> {
         before = now;
     }
     let share = allowed * 100 / judged.max(1);
-    println!("{judged} connections between pods, {share} % of them allowed");
+    tests::say(format_args!(
+        "{judged} connections between pods, {share} % of them allowed"
+    ));
     ensure!(
         ALLOWED.contains(&share),
         "the run does not count: {share} % of the connections were allowed, {ALLOWED:?} are wanted"

@@ -26,7 +26,9 @@ fn every_program_passes_the_verifier_within_its_bound() {
         for name in names {
             object::load_program(&mut ebpf, &name).unwrap_or_else(|error| panic!("{error:#}"));
             let count = verified(ebpf.program(&name).unwrap());
-            println!("set_retval={set_retval} {name:16} {count:>7} instructions verified");
+            tests::say(format_args!(
+                "set_retval={set_retval} {name:16} {count:>7} instructions verified"
+            ));
             assert!(
                 count <= LIMIT,
                 "{name}: {count} instructions verified, more than {LIMIT}"
