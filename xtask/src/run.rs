@@ -32,14 +32,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return become_process(command);
     }
     setup::ensure(&[Need::Ebpf, Need::Lab])?;
-    let sluice = build::binary(true)?;
+    // Both at once: built apart, dependencies would be built twice, with features of their own for each.
     let mut build = workspace::cargo();
-    build.args(["build", "--release", "--package", "tests", "--bin", "tour"]);
+    build.args([
+        "build",
+        "--release",
+        "--package",
+        "sluice",
+        "--package",
+        "tests",
+    ]);
+    build.args(["--bin", "sluice", "--bin", "tour"]);
     shell::run(setup::with_ebpf_toolchain(&mut build))?;
 
-    let mut tour = shell::as_root(workspace::target().join("release").join("tour"))?;
+    let release = workspace::target().join("release");
+    let mut tour = shell::as_root(release.join("tour"))?;
     tour.current_dir(workspace::root())
-        .env("SLUICE_BIN", sluice);
+        .env("SLUICE_BIN", release.join("sluice"));
     if arguments.once {
         tour.arg("--once");
     }
