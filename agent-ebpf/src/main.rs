@@ -23,6 +23,8 @@ mod deliver;
 mod flow;
 mod from_pod;
 mod from_uplink;
+#[cfg(feature = "log")]
+mod log;
 mod maps;
 mod nat;
 mod packet;

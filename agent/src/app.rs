@@ -162,6 +162,16 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(collect(loaded.conntrack, flow_use));
     tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
     tasks.spawn(observed::switch_allowed(switch, hub));
+    if let Some(log) = loaded.log {
+        warn!(
+            "these programs write a line for each drop: a build for work on them, not for a node in use"
+        );
+        tasks.spawn(async move {
+            if let Err(error) = log.run().await {
+                warn!("the programs' lines cannot be read: {error}");
+            }
+        });
+    }
     tasks.spawn(awaited.follow(handle.clone(), readiness, Arc::clone(&metrics)));
     tasks.spawn(admin.run(Arc::clone(&observed) as Arc<_>));
     if let Some(endpoint) = endpoint {

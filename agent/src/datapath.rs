@@ -14,6 +14,7 @@ mod grace;
 pub mod host;
 mod kernel;
 pub mod load;
+pub mod log;
 pub mod memory;
 pub mod object;
 pub mod pins;

@@ -92,7 +92,8 @@ impl Check {
             }
             Self::ClippyEbpf => {
                 setup::ensure(&[Need::Ebpf])?;
-                shell::run(&mut ebpf())
+                shell::run(&mut ebpf(&[]))?;
+                shell::run(&mut ebpf(&["--features=log"]))
             }
             Self::Doc => {
                 setup::ensure(&[Need::Ebpf])?;
@@ -125,7 +126,7 @@ impl Check {
 }
 
 /// Clippy on the eBPF half; a linked toolchain has none, and there the compiler's own warnings are the errors.
-fn ebpf() -> Command {
+fn ebpf(features: &[&str]) -> Command {
     let build = [
         "--package",
         "agent-ebpf",
@@ -140,6 +141,7 @@ fn ebpf() -> Command {
             command
                 .arg("clippy")
                 .args(build)
+                .args(features)
                 .args(["--", "--deny", "warnings"]);
             command
         }
@@ -156,7 +158,10 @@ fn ebpf() -> Command {
                 "--profile",
                 "check",
             ]);
-            command.args(build).args(["--", "--deny", "warnings"]);
+            command
+                .args(build)
+                .args(features)
+                .args(["--", "--deny", "warnings"]);
             command
         }
     };

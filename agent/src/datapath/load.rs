@@ -18,6 +18,7 @@ use super::counters::Counters;
 use super::events::EventRing;
 use super::grace::Grace;
 use super::kernel::KernelDatapath;
+use super::log::ProgramLog;
 use super::object::{self, ObjectError, Sizes};
 use super::pins::{PinError, Pins, Shape};
 use super::words::Words;
@@ -110,6 +111,8 @@ pub struct Loaded {
     pub adopted: bool,
     /// Every pinned map with its capacity, by name.
     pub capacities: BTreeMap<String, u32>,
+    /// Lines of the programs, where they write any.
+    pub log: Option<ProgramLog>,
 }
 
 /// The loaded programs. They live as long as this, or as a slot, pin or link holds them.
@@ -146,6 +149,7 @@ pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Loaded, LoadError> {
     let slots: ProgramArray<MapData> = typed(&mut ebpf, "programs")?;
     let array_id = pinned_id(pins, "programs")?;
     Ok(Loaded {
+        log: ProgramLog::of(&mut ebpf),
         datapath: datapath(&mut ebpf)?,
         events: EventRing::new(typed(&mut ebpf, "events")?),
         counters: Counters::new(typed(&mut ebpf, "counters")?),
