@@ -227,8 +227,7 @@ async fn source(config: &Config) -> Result<Box<dyn Source>> {
     Ok(match &config.source {
         SourceChoice::Manifests(directory) => Box::new(ManifestSource::new(directory.clone())),
         SourceChoice::Kubernetes(kubeconfig) => {
-            let client = source::client_from(kubeconfig.as_deref()).await?;
-            Box::new(KubeSource::new(client))
+            Box::new(KubeSource::open(kubeconfig.clone()).await?)
         }
     })
 }

@@ -7,32 +7,42 @@ mod tests;
 
 use std::fmt::Debug;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
+use kube::Resource;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::core::{DeserializeGuard, ResourceExt};
 use kube::runtime::watcher::DefaultBackoff;
-use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
+use super::access::{Access, Lent};
 use super::known::Known;
-use super::trouble::{explain, is_gone};
+use super::trouble::{Trouble, forgets, judge, no_answer, no_list};
 use crate::source::objects::{Convert, Converted, convert, id_of};
 use crate::source::{Event, Events, Rejected};
 
 /// Objects of a page: client-go's default.
 const PAGE: u32 = 500;
-/// A watch without an event, and without the bookmark that servers send each minute, for so long is opened anew: the
-/// connection may be dead without either end knowing.
-const IDLE: Duration = Duration::from_secs(150);
+/// Seconds after which the server ends a watch, at random between these, as client-go's reflectors have it: agents that started
+/// together do not come back together for ever.
+const WATCH_SECONDS: std::ops::Range<u32> = 300..600;
+/// A watch without an event for so long is opened anew: something on the way, or the server itself, may have gone silent while the
+/// connection lives. The server sends a bookmark each minute; this is that, and half a minute for a server that is busy.
+const SILENT: Duration = Duration::from_secs(90);
 /// A watch that ends sooner did no good, and the next waits a little. One that was opened after a failure and says nothing for so
 /// long is good: the server tells at once that it has forgotten the place.
 const SHORT: Duration = Duration::from_secs(1);
+/// A watch that the server ended before its time is opened again within this, at random: the server is being restarted, and every
+/// agent of the cluster was told so at the same moment.
+const SPREAD: Duration = Duration::from_secs(1);
 /// The longest wait for a page of a list, or for a watch to open: a server that takes the connection and then says nothing
-/// would hold the agent for ever.
+/// would hold the agent for ever. The server's own limit is the same (`--request-timeout`).
 const ANSWER: Duration = Duration::from_secs(60);
+/// The longest that a server's `Retry-After` holds the agent back.
+const ASKED_TO_WAIT: Duration = Duration::from_mins(5);
 
 /// The receiver is gone.
 struct Closed;
@@ -42,8 +52,23 @@ enum Pause {
     Closed,
     /// The place in the history is lost: list again.
     Gone,
-    /// One line for people.
-    Failed(String),
+    /// The server cannot be followed.
+    Failed(Failure),
+}
+
+/// The server cannot be followed.
+struct Failure {
+    trouble: Trouble,
+    /// Since when nothing is known: the request began then.
+    since: Instant,
+}
+
+/// How a watch ended that did not fail.
+enum End {
+    /// The server ended it: at its time, or before.
+    Server,
+    /// Nothing came for too long.
+    Silent,
 }
 
 impl From<Closed> for Pause {
@@ -53,25 +78,26 @@ impl From<Closed> for Pause {
 }
 
 /// Follows a kind until the receiver is gone.
-pub(super) async fn follow<K>(client: Client, events: Events)
+pub(super) async fn follow<K>(access: Arc<Access>, events: Events)
 where
     K: Convert + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let mut follower = Follower::<K> {
-        api: Api::all(client),
-        events,
-        known: Known::new(K::KIND),
-        version: None,
-        failed: None,
-    };
-    // 0.8 to 30 s with jitter; two quiet minutes take it back to the start.
+    let mut follower = Follower::<K>::new(access, events).await;
+    // 0.8 to 30 s, and up to twice that at random; two quiet minutes take it back to the start.
     let mut backoff = DefaultBackoff::default();
+    let mut next = move || backoff.next().unwrap_or(SHORT);
     let mut gone = false;
     loop {
         let began = Instant::now();
         let was_gone = std::mem::take(&mut gone);
         let wait = match follower.step().await {
-            Ok(()) => began.elapsed() < SHORT,
+            Ok(_) if began.elapsed() < SHORT => next(),
+            Ok(End::Server)
+                if began.elapsed() < Duration::from_secs(WATCH_SECONDS.start.into()) =>
+            {
+                SPREAD.mul_f32(fastrand::f32())
+            }
+            Ok(End::Server | End::Silent) => continue,
             Err(Pause::Closed) => return,
             Err(Pause::Gone) => {
                 tracing::info!(
@@ -81,23 +107,38 @@ where
                 );
                 follower.version = None;
                 gone = true;
-                // The list is what helps; only where it did not the next waits.
-                was_gone
-            }
-            Err(Pause::Failed(reason)) => {
-                if follower.stale(reason).await.is_err() {
+                if !was_gone {
+                    continue;
+                }
+                // The list is what helps; where it did not, the next waits.
+                let failure = Failure {
+                    trouble: forgets::<K>(),
+                    since: began,
+                };
+                if follower.stale(failure).await.is_err() {
                     return;
                 }
-                true
+                next()
+            }
+            Err(Pause::Failed(failure)) => {
+                if follower.may_be_mended(&failure).await {
+                    continue;
+                }
+                let asked = failure.trouble.wait.unwrap_or_default().min(ASKED_TO_WAIT);
+                if follower.stale(failure).await.is_err() {
+                    return;
+                }
+                // On top of it, so that all who were told the same do not come back at the same moment.
+                asked + next()
             }
         };
-        if wait && let Some(delay) = backoff.next() {
-            tokio::time::sleep(delay).await;
-        }
+        tokio::time::sleep(wait).await;
     }
 }
 
 struct Follower<K> {
+    access: Arc<Access>,
+    lent: Lent,
     api: Api<DeserializeGuard<K>>,
     events: Events,
     known: Known,
@@ -105,14 +146,33 @@ struct Follower<K> {
     version: Option<String>,
     /// Since when the source is lost, and why.
     failed: Option<(SystemTime, String)>,
+    /// When the server was last heard, where the last watch went silent.
+    heard: Option<Instant>,
+    /// The credentials were read again because they were refused, and nothing has succeeded since.
+    renewed: bool,
 }
 
 impl<K> Follower<K>
 where
     K: Convert + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    async fn new(access: Arc<Access>, events: Events) -> Self {
+        let lent = access.lend().await;
+        Self {
+            api: Api::all(lent.client.clone()),
+            access,
+            lent,
+            events,
+            known: Known::new(K::KIND),
+            version: None,
+            failed: None,
+            heard: None,
+            renewed: false,
+        }
+    }
+
     /// Lists where that is needed, then watches until the watch ends.
-    async fn step(&mut self) -> Result<(), Pause> {
+    async fn step(&mut self) -> Result<End, Pause> {
         let version = match &self.version {
             Some(version) => version.clone(),
             None => {
@@ -129,6 +189,7 @@ where
         self.known.begin();
         let mut params = ListParams::default().limit(PAGE);
         loop {
+            let began = Instant::now();
             let page = answered::<K, _>(self.api.list(&params)).await?;
             for object in page.items {
                 let events = self.known.apply(read(object));
@@ -137,31 +198,53 @@ where
             match page.metadata.continue_ {
                 Some(token) if !token.is_empty() => params.continue_token = Some(token),
                 _ => {
+                    let version = page.metadata.resource_version.filter(|v| !v.is_empty());
+                    let Some(version) = version else {
+                        let trouble = no_list::<K>();
+                        return Err(Pause::Failed(Failure {
+                            trouble,
+                            since: began,
+                        }));
+                    };
                     let events = self.known.complete();
                     self.send(events).await?;
-                    self.failed = None;
-                    return Ok(page.metadata.resource_version.unwrap_or_default());
+                    self.followed();
+                    return Ok(version);
                 }
             }
         }
     }
 
     /// Watches from a version on. Once the watch goes on from there the kind is not stale any more: what happened since is on its way.
-    async fn watch(&mut self, version: &str) -> Result<(), Pause> {
-        let params = WatchParams::default();
+    async fn watch(&mut self, version: &str) -> Result<End, Pause> {
+        let params = WatchParams::default().timeout(fastrand::u32(WATCH_SECONDS));
         let mut stream = pin!(answered::<K, _>(self.api.watch(&params, version)).await?);
+        // It answers, and took the credentials.
+        self.heard = None;
+        self.renewed = false;
+        let mut heard = Instant::now();
         loop {
-            let patience = if self.failed.is_some() { SHORT } else { IDLE };
+            let patience = if self.failed.is_some() { SHORT } else { SILENT };
             let event = match timeout(patience, stream.next()).await {
                 Ok(Some(Ok(WatchEvent::Error(status)))) => {
-                    return Err(pause::<K>(kube::Error::Api(status)));
+                    return Err(pause::<K>(kube::Error::Api(status), Instant::now()));
                 }
-                Ok(Some(event)) => Some(event.map_err(pause::<K>)?),
-                Ok(None) => return Ok(()),
+                Ok(Some(event)) => Some(event.map_err(|error| pause::<K>(error, Instant::now()))?),
+                Ok(None) => return Ok(End::Server),
                 Err(_) if self.failed.is_some() => None,
-                Err(_) => return Ok(()),
+                Err(_) => {
+                    tracing::info!(
+                        kind = %K::KIND,
+                        "the watch has said nothing for {SILENT:?}, not even a bookmark: opening it again"
+                    );
+                    self.heard = Some(heard);
+                    return Ok(End::Silent);
+                }
             };
-            if self.failed.take().is_some() {
+            heard = Instant::now();
+            let was_lost = self.failed.is_some();
+            self.followed();
+            if was_lost {
                 tracing::info!(kind = %K::KIND, "the API server is followed again");
                 self.send(vec![Event::Synced(K::KIND)]).await?;
             }
@@ -190,6 +273,13 @@ where
         }
     }
 
+    /// The server tells what happens.
+    fn followed(&mut self) {
+        self.failed = None;
+        self.heard = None;
+        self.renewed = false;
+    }
+
     /// The next watch begins behind this. (A lone event without a version leaves the place where it is.)
     fn advance(&mut self, version: Option<String>) {
         if let Some(version) = version.filter(|v| !v.is_empty()) {
@@ -204,12 +294,40 @@ where
         Ok(())
     }
 
+    /// Where reading the credentials again may help, does so. True where it is worth trying again at once.
+    async fn may_be_mended(&mut self, failure: &Failure) -> bool {
+        let refused = failure.trouble.refused;
+        let lent = if refused {
+            self.access.refused(&self.lent).await
+        } else if failure.trouble.unreached {
+            self.access.unreached(&self.lent).await
+        } else {
+            return false;
+        };
+        match lent {
+            Ok(lent) if lent.generation != self.lent.generation => {
+                self.api = Api::all(lent.client.clone());
+                self.lent = lent;
+                refused && !std::mem::replace(&mut self.renewed, true)
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(kind = %K::KIND, "the credentials cannot be read again: {error}");
+                false
+            }
+        }
+    }
+
     /// Tells that the source is lost, once for each reason.
-    async fn stale(&mut self, reason: String) -> Result<(), Closed> {
+    async fn stale(&mut self, failure: Failure) -> Result<(), Closed> {
+        let reason = failure.trouble.reason;
         let since = match &self.failed {
             Some((_, told)) if *told == reason => return Ok(()),
             Some((since, _)) => *since,
-            None => SystemTime::now(),
+            None => {
+                let lost = self.heard.unwrap_or(failure.since);
+                SystemTime::now() - lost.elapsed()
+            }
         };
         tracing::warn!(kind = %K::KIND, "{reason}; the last state stays in force, trying again");
         self.failed = Some((since, reason.clone()));
@@ -226,20 +344,20 @@ where
 async fn answered<K: Convert + Resource<DynamicType = ()>, T>(
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, Pause> {
+    let since = Instant::now();
     match timeout(ANSWER, request).await {
-        Ok(answer) => answer.map_err(pause::<K>),
-        Err(_) => Err(Pause::Failed(format!(
-            "listing and watching {}: no answer within {ANSWER:?}; check the API server and the way to it",
-            K::plural(&())
-        ))),
+        Ok(answer) => answer.map_err(|error| pause::<K>(error, since)),
+        Err(_) => Err(Pause::Failed(Failure {
+            trouble: no_answer::<K>(ANSWER),
+            since,
+        })),
     }
 }
 
-fn pause<K: Resource<DynamicType = ()>>(error: kube::Error) -> Pause {
-    if is_gone(&error) {
-        Pause::Gone
-    } else {
-        Pause::Failed(explain::<K>(&error))
+fn pause<K: Resource<DynamicType = ()>>(error: kube::Error, since: Instant) -> Pause {
+    match judge::<K>(&error) {
+        None => Pause::Gone,
+        Some(trouble) => Pause::Failed(Failure { trouble, since }),
     }
 }
 
