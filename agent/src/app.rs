@@ -187,7 +187,7 @@ async fn serve(config: Config) -> Result<()> {
             },
         }
     };
-    if let Err(error) = readiness::notify(Notice::Stopping) {
+    if let Err(error) = readiness::notify(&Notice::Stopping) {
         warn!("the service manager cannot be told: {error}");
     }
     result

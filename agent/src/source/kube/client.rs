@@ -22,13 +22,13 @@ use tower::{BoxError, ServiceBuilder};
 use tower_http::decompression::DecompressionLayer;
 
 /// How long a connection says nothing before it is probed. client-go's HTTP/2 waits 30 s; Go's TCP default is 15 s.
-pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 /// Between two probes that are not answered.
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Unanswered probes after which the connection is dead.
 pub(super) const KEEPALIVE_PROBES: u32 = 3;
 /// The same bound for what was sent and not acknowledged, where no probes are sent: a request into a dead connection.
-pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+pub(super) const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
 /// How long a connection may take to open.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection that no request uses is kept: for the next page of a list. One that is older may have been forgotten by what
@@ -135,10 +135,10 @@ mod tests {
         let io = connector().call(uri.parse().unwrap()).await.unwrap();
         let socket = io.inner();
         assert!(getsockopt(socket, sockopt::KeepAlive).unwrap());
-        assert_eq!(getsockopt(socket, sockopt::TcpKeepIdle).unwrap(), 15);
+        assert_eq!(getsockopt(socket, sockopt::TcpKeepIdle).unwrap(), 10);
         assert_eq!(getsockopt(socket, sockopt::TcpKeepInterval).unwrap(), 5);
         assert_eq!(getsockopt(socket, sockopt::TcpKeepCount).unwrap(), 3);
-        assert_eq!(getsockopt(socket, sockopt::TcpUserTimeout).unwrap(), 30_000);
+        assert_eq!(getsockopt(socket, sockopt::TcpUserTimeout).unwrap(), 25_000);
     }
 
     async fn answered(code: u16, wait: Option<&str>, body: &'static str) -> Option<Status> {

@@ -244,6 +244,7 @@ async fn a_silent_watch_is_opened_anew_from_its_place() {
 #[tokio::test(start_paused = true)]
 async fn refused_credentials_are_read_again() {
     let (mut fake, watch) = Fake::synced(&["a"]).await;
+    tokio::time::sleep(BLIP * 2).await;
     drop(watch);
     let ask = fake.asked().await;
     assert_eq!(ask.credentials, 0);
