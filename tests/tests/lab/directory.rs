@@ -211,7 +211,10 @@ fn what_is_written_to_a_full_disk_changes_nothing() -> Result<()> {
         ensure!(told.len() == 1, "{told:?}");
         fs::write(&file, text("y", 8)?)?;
         let told = mounted.until("mended").await?;
-        ensure!(told == ["+Namespace a", "+Namespace b", "mended"], "{told:?}");
+        ensure!(
+            told == ["+Namespace a", "+Namespace b", "mended"],
+            "{told:?}"
+        );
         Ok(())
     })
 }

@@ -86,10 +86,8 @@ where
     // 0.8 to 30 s, and up to twice that at random; two quiet minutes take it back to the start.
     let mut backoff = DefaultBackoff::default();
     let mut next = move || backoff.next().unwrap_or(SHORT);
-    let mut gone = false;
     loop {
         let began = Instant::now();
-        let was_gone = std::mem::take(&mut gone);
         let wait = match follower.step().await {
             Ok(_) if began.elapsed() < SHORT => next(),
             Ok(End::Server)
@@ -106,8 +104,7 @@ where
                     "the API server has forgotten this version (410 Gone): listing again"
                 );
                 follower.version = None;
-                gone = true;
-                if !was_gone {
+                if !std::mem::replace(&mut follower.displaced, true) {
                     continue;
                 }
                 // The list is what helps; where it did not, the next waits.
@@ -144,6 +141,8 @@ struct Follower<K> {
     known: Known,
     /// Where the next watch begins; None where a list must come first.
     version: Option<String>,
+    /// The place in the history was lost, and no watch has told anything since.
+    displaced: bool,
     /// Since when the source is lost, and why.
     failed: Option<(SystemTime, String)>,
     /// When the server was last heard, where the last watch went silent.
@@ -165,6 +164,7 @@ where
             events,
             known: Known::new(K::KIND),
             version: None,
+            displaced: false,
             failed: None,
             heard: None,
             renewed: false,
@@ -224,7 +224,11 @@ where
         self.renewed = false;
         let mut heard = Instant::now();
         loop {
-            let patience = if self.failed.is_some() { SHORT } else { SILENT };
+            let patience = match self.failed {
+                Some(_) => SHORT,
+                None if cfg!(mutant = "silent-watch") => Duration::MAX,
+                None => SILENT,
+            };
             let event = match timeout(patience, stream.next()).await {
                 Ok(Some(Ok(WatchEvent::Error(status)))) => {
                     return Err(pause::<K>(kube::Error::Api(status), Instant::now()));
@@ -242,6 +246,7 @@ where
                 }
             };
             heard = Instant::now();
+            self.displaced = false;
             let was_lost = self.failed.is_some();
             self.followed();
             if was_lost {
@@ -323,8 +328,8 @@ where
         let reason = failure.trouble.reason;
         let since = match &self.failed {
             Some((_, told)) if *told == reason => return Ok(()),
-            Some((since, _)) => *since,
-            None => {
+            Some((since, _)) if cfg!(not(mutant = "stale-since-now")) => *since,
+            _ => {
                 let lost = self.heard.unwrap_or(failure.since);
                 SystemTime::now() - lost.elapsed()
             }

@@ -155,6 +155,24 @@ async fn a_server_whose_database_is_older_than_what_was_seen_is_listed_again() {
     assert_eq!(fake.told(3).await, ["+b", "-a", "synced"]);
 }
 
+/// Once in a while is no trouble: the list helped the last time.
+#[tokio::test(start_paused = true)]
+async fn a_history_that_is_lost_again_later_is_listed_again_at_once() {
+    let (mut fake, watch) = Fake::synced(&["a"]).await;
+    watch.gone();
+    fake.asked().await.page(&["a"], "8", "");
+    assert_eq!(fake.told(2).await, ["+a", "synced"]);
+    let watch = fake.asked().await.watch();
+    watch.tell("ADDED", "b", "9");
+    assert_eq!(fake.told(1).await, ["+b"]);
+    watch.gone();
+    let (list, waited) = fake.asked_after().await;
+    assert_eq!(waited, Duration::ZERO);
+    fake.nothing_told();
+    list.page(&["a", "b"], "20", "");
+    assert_eq!(fake.told(3).await, ["+a", "+b", "synced"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_list_that_never_gets_whole_is_a_failure_that_is_told() {
     let mut fake = Fake::start().await;
