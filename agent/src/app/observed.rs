@@ -296,8 +296,9 @@ impl Awaited {
                         || "every source is followed".to_owned(),
                         |lost| format!("{lost}; the last state stays in force"),
                     );
+                    // One that does not read misses a line that it would only show.
                     if let Err(error) = readiness::notify(&Notice::Status(line)) {
-                        warn!("the service manager cannot be told: {error}");
+                        tracing::debug!("the service manager cannot be told: {error}");
                     }
                 }
                 if snapshot.local_known {

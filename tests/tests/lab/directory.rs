@@ -193,8 +193,9 @@ fn what_is_written_to_a_full_disk_changes_nothing() -> Result<()> {
         let mut mounted = Mounted::new(64, &[("f.yaml", &text("x", 1)?)])?;
         mounted.until("=NetworkPolicy").await?;
         let filler = mounted.path().join("filler");
-        let mut file = File::create(&filler)?;
-        while file.write_all(&[0; 4096]).is_ok() {}
+        let mut filling = File::create(&filler)?;
+        while filling.write_all(&[0; 4096]).is_ok() {}
+        drop(filling);
         let file = mounted.path().join("f.yaml");
         let longer = text("y", 4096)?;
         let error = fs::write(&file, &longer).err().context("it had room")?;

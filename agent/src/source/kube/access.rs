@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::Instant;
 
 use super::client::client;
@@ -17,6 +17,9 @@ use super::client::client;
 /// Between two readings because of connections that cannot be had: a CA that was replaced shows so, but so does a server that is gone,
 /// and an `exec` plugin is run each time.
 const UNREACHED: Duration = Duration::from_secs(30);
+
+/// A reading is shared by kinds whose credentials were refused together; later it is done again, for they may have been written since.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Why there is no client for the API server.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,7 @@ struct Current {
 pub(super) struct Access {
     open: Open,
     current: Mutex<Current>,
+    recovered: watch::Sender<()>,
 }
 
 impl Access {
@@ -116,6 +120,7 @@ impl Access {
         Ok(Self {
             open,
             current: Mutex::new(Current { lent, opened }),
+            recovered: watch::Sender::new(()),
         })
     }
 
@@ -124,25 +129,43 @@ impl Access {
         self.current.lock().await.lent.clone()
     }
 
-    /// The client after the credentials of `used` were refused: they are read again, unless another kind has had that done since.
+    /// A kind is followed again.
+    pub(super) fn recovered(&self) {
+        self.recovered.send_replace(());
+    }
+
+    /// Changes when a kind is followed again: what kept the others from the server may be over.
+    pub(super) fn recoveries(&self) -> watch::Receiver<()> {
+        self.recovered.subscribe()
+    }
+
+    /// The client to try next, after the credentials of `used` were refused: they are read again, unless another kind has just had that
+    /// done.
     ///
     /// # Errors
     /// They cannot be read; the client stays what it was.
     pub(super) async fn refused(&self, used: &Lent) -> Result<Lent, ClientError> {
-        self.renew(used, Duration::ZERO).await
+        let current = self.current.lock().await;
+        let shared = current.lent.generation != used.generation && current.opened.elapsed() < FRESH;
+        self.renew(current, !shared).await
     }
 
-    /// The client after one whose server could not be reached, or not be trusted.
+    /// The client to try next, after one whose server could not be reached, or not be trusted.
     ///
     /// # Errors
     /// As [`Access::refused`].
-    pub(super) async fn unreached(&self, used: &Lent) -> Result<Lent, ClientError> {
-        self.renew(used, UNREACHED).await
+    pub(super) async fn unreached(&self) -> Result<Lent, ClientError> {
+        let current = self.current.lock().await;
+        let due = current.opened.elapsed() >= UNREACHED;
+        self.renew(current, due).await
     }
 
-    async fn renew(&self, used: &Lent, at_least: Duration) -> Result<Lent, ClientError> {
-        let mut current = self.current.lock().await;
-        if current.lent.generation != used.generation || current.opened.elapsed() < at_least {
+    async fn renew(
+        &self,
+        mut current: MutexGuard<'_, Current>,
+        due: bool,
+    ) -> Result<Lent, ClientError> {
+        if !due {
             return Ok(current.lent.clone());
         }
         if cfg!(mutant = "credentials-once") {
@@ -152,7 +175,7 @@ impl Access {
         let client = (self.open)().await?;
         current.lent = Lent {
             client,
-            generation: used.generation + 1,
+            generation: current.lent.generation + 1,
         };
         tracing::debug!("the API server's credentials were read again");
         Ok(current.lent.clone())
@@ -197,9 +220,8 @@ users: [{ name: u, user: { token: first } }]
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, KUBECONFIG).unwrap();
         let access = Access::open(Some(path)).await.unwrap();
-        let first = access.lend().await;
-        assert_eq!(access.unreached(&first).await.unwrap().generation, 0);
+        assert_eq!(access.unreached().await.unwrap().generation, 0);
         tokio::time::advance(UNREACHED).await;
-        assert_eq!(access.unreached(&first).await.unwrap().generation, 1);
+        assert_eq!(access.unreached().await.unwrap().generation, 1);
     }
 }

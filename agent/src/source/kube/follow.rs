@@ -16,7 +16,7 @@ use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::core::{DeserializeGuard, ResourceExt};
 use kube::runtime::watcher::DefaultBackoff;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{Access, Lent};
 use super::known::Known;
@@ -63,6 +63,15 @@ struct Failure {
     since: Instant,
 }
 
+/// Why the credentials are to be read again.
+#[derive(Clone, Copy)]
+enum Renew {
+    /// They were refused.
+    Refused,
+    /// The server could not be reached, or not be trusted.
+    Unreached,
+}
+
 /// How a watch ended that did not fail.
 enum End {
     /// The server ended it: at its time, or before.
@@ -86,8 +95,14 @@ where
     // 0.8 to 30 s, and up to twice that at random; two quiet minutes take it back to the start.
     let mut backoff = DefaultBackoff::default();
     let mut next = move || backoff.next().unwrap_or(SHORT);
+    let mut recoveries = follower.access.recoveries();
+    // Another kind's recovery ended the last wait: it ends no second one.
+    let mut woken = false;
     loop {
+        follower.renew().await;
         let began = Instant::now();
+        recoveries.mark_unchanged();
+        let mut hopes = false;
         let wait = match follower.step().await {
             Ok(_) if began.elapsed() < SHORT => next(),
             Ok(End::Server)
@@ -118,10 +133,11 @@ where
                 next()
             }
             Err(Pause::Failed(failure)) => {
-                if follower.may_be_mended(&failure).await {
+                if follower.at_once(&failure) {
                     continue;
                 }
                 let asked = failure.trouble.wait.unwrap_or_default().min(ASKED_TO_WAIT);
+                hopes = failure.trouble.refused || failure.trouble.unreached;
                 if follower.stale(failure).await.is_err() {
                     return;
                 }
@@ -129,7 +145,13 @@ where
                 asked + next()
             }
         };
-        tokio::time::sleep(wait).await;
+        woken = tokio::select! {
+            () = sleep(wait) => false,
+            Ok(()) = recoveries.changed(), if hopes && !woken => {
+                sleep(SPREAD.mul_f32(fastrand::f32())).await;
+                true
+            }
+        };
     }
 }
 
@@ -147,7 +169,9 @@ struct Follower<K> {
     failed: Option<(SystemTime, String)>,
     /// When the server was last heard, where the last watch went silent.
     heard: Option<Instant>,
-    /// The credentials were read again because they were refused, and nothing has succeeded since.
+    /// Before the next request, the credentials are to be read again, because of this.
+    renew: Option<Renew>,
+    /// They were read again because they were refused, and nothing has succeeded since.
     renewed: bool,
 }
 
@@ -167,6 +191,7 @@ where
             displaced: false,
             failed: None,
             heard: None,
+            renew: None,
             renewed: false,
         }
     }
@@ -280,7 +305,9 @@ where
 
     /// The server tells what happens.
     fn followed(&mut self) {
-        self.failed = None;
+        if self.failed.take().is_some() {
+            self.access.recovered();
+        }
         self.heard = None;
         self.renewed = false;
     }
@@ -299,26 +326,30 @@ where
         Ok(())
     }
 
-    /// Where reading the credentials again may help, does so. True where it is worth trying again at once.
-    async fn may_be_mended(&mut self, failure: &Failure) -> bool {
-        let refused = failure.trouble.refused;
-        let lent = if refused {
-            self.access.refused(&self.lent).await
-        } else if failure.trouble.unreached {
-            self.access.unreached(&self.lent).await
-        } else {
-            return false;
+    /// Whether a failure is worth a second try at once: the first time that credentials are refused, they may have been rotated.
+    fn at_once(&mut self, failure: &Failure) -> bool {
+        self.renew = match &failure.trouble {
+            trouble if trouble.refused => Some(Renew::Refused),
+            trouble if trouble.unreached => Some(Renew::Unreached),
+            _ => None,
+        };
+        failure.trouble.refused && !std::mem::replace(&mut self.renewed, true)
+    }
+
+    /// Reads the credentials again where that may help: just before they are used, for they may be written at any time.
+    async fn renew(&mut self) {
+        let lent = match self.renew.take() {
+            None => return,
+            Some(Renew::Refused) => self.access.refused(&self.lent).await,
+            Some(Renew::Unreached) => self.access.unreached().await,
         };
         match lent {
-            Ok(lent) if lent.generation != self.lent.generation => {
+            Ok(lent) => {
                 self.api = Api::all(lent.client.clone());
                 self.lent = lent;
-                refused && !std::mem::replace(&mut self.renewed, true)
             }
-            Ok(_) => false,
             Err(error) => {
                 tracing::warn!(kind = %K::KIND, "the credentials cannot be read again: {error}");
-                false
             }
         }
     }

@@ -132,6 +132,11 @@ pub(super) struct Fake {
 
 impl Fake {
     pub(super) async fn start() -> Self {
+        Self::followed_by(1).await
+    }
+
+    /// As many followers with one access; the events of the first are told.
+    pub(super) async fn followed_by(followers: usize) -> Self {
         let (asked, asks) = mpsc::unbounded_channel();
         let opened = Arc::new(AtomicU64::new(0));
         let open = move || -> futures::future::BoxFuture<'static, _> {
@@ -140,6 +145,11 @@ impl Fake {
         };
         let access = Arc::new(Access::by(Box::new(open)).await.unwrap());
         let (sender, events) = mpsc::channel(64);
+        for _ in 1..followers {
+            let (sender, mut others) = mpsc::channel(64);
+            tokio::spawn(follow::<Namespace>(Arc::clone(&access), sender));
+            tokio::spawn(async move { while others.recv().await.is_some() {} });
+        }
         tokio::spawn(follow::<Namespace>(access, sender));
         Self { asks, events }
     }

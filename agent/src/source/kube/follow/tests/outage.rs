@@ -102,6 +102,20 @@ async fn agents_that_lost_the_server_together_do_not_come_back_together() {
     assert!(waits.len() > 4, "{waits:?}");
 }
 
+/// The first kind that gets through shows the way to the others.
+#[tokio::test(start_paused = true)]
+async fn one_kind_that_recovers_wakes_the_others() {
+    let mut fake = Fake::followed_by(2).await;
+    for _ in 0..12 {
+        fake.asked().await.refuse();
+    }
+    fake.asked().await.page(&["a"], "5", "");
+    let mut next = [fake.asked_after().await, fake.asked_after().await];
+    next.sort_by_key(|(ask, _)| ask.is_watch());
+    let (list, waited) = &next[0];
+    assert!(!list.is_watch() && *waited <= SPREAD, "{waited:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn watches_end_at_different_times_and_one_that_ends_early_is_opened_again_a_little_later() {
     let mut seconds = Vec::new();
