@@ -197,7 +197,7 @@ async fn serve(config: Config) -> Result<()> {
             },
         }
     };
-    if let Err(error) = readiness::notify(Notice::Stopping) {
+    if let Err(error) = readiness::notify(&Notice::Stopping) {
         warn!("the service manager cannot be told: {error}");
     }
     result
@@ -237,8 +237,7 @@ async fn source(config: &Config) -> Result<Box<dyn Source>> {
     Ok(match &config.source {
         SourceChoice::Manifests(directory) => Box::new(ManifestSource::new(directory.clone())),
         SourceChoice::Kubernetes(kubeconfig) => {
-            let client = source::client_from(kubeconfig.as_deref()).await?;
-            Box::new(KubeSource::new(client))
+            Box::new(KubeSource::open(kubeconfig.clone()).await?)
         }
     })
 }

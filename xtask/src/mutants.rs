@@ -41,6 +41,17 @@ const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> 
     }
 }
 
+/// Tests of the lab, which run as root.
+const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    Mutant {
+        name,
+        removes,
+        cargo: &["--package", "tests", "--test", "lab"],
+        test,
+        root: true,
+    }
+}
+
 /// Every mutant.
 pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -76,6 +87,46 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "prune-before-sync",
         "agent/src/reconcile.rs: the wait for every kind before the first apply",
         "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",
+    ),
+    unit(
+        "relist-without-deletes",
+        "agent/src/source/kube/known.rs: the deletions that a relist tells",
+        "source::kube::follow::tests::outage::objects_that_changed_while_the_history_was_lost_are_one_difference",
+    ),
+    unit(
+        "silent-watch",
+        "agent/src/source/kube/follow.rs: the bound for a watch that says nothing",
+        "source::kube::follow::tests::outage::a_silent_watch_is_opened_anew_from_its_place",
+    ),
+    unit(
+        "stale-since-now",
+        "agent/src/source/kube/follow.rs: the first failure's time, which later ones keep",
+        "source::kube::follow::tests::outage::a_server_that_is_gone_for_minutes_is_asked_ever_less_and_then_watched_on",
+    ),
+    unit(
+        "credentials-once",
+        "agent/src/source/kube/access.rs: reading refused credentials again",
+        "source::kube::follow::tests::outage::refused_credentials_are_read_again",
+    ),
+    unit(
+        "vanished-at-once",
+        "agent/src/source/manifests/worker.rs: waiting for what replaces a file that vanished",
+        "source::manifests::tests::outage::removed_file_by_file_it_is_missing_and_not_emptied",
+    ),
+    unit(
+        "empty-file-counts",
+        "agent/src/source/manifests/files.rs: an emptied file as a broken one",
+        "source::manifests::tests::outage::an_emptied_file_is_a_broken_one",
+    ),
+    lab(
+        "full-disk-counts",
+        "agent/src/source/manifests/worker.rs: what was written to a full file system as broken",
+        "directory::what_is_written_to_a_full_disk_changes_nothing",
+    ),
+    lab(
+        "unmounted-is-empty",
+        "agent/src/source/manifests/worker.rs: another file system without manifests as a failure",
+        "directory::a_file_system_that_is_unmounted_is_missing_and_not_empty",
     ),
 ];
 

@@ -82,7 +82,7 @@ pub struct AgentArgs {
     )]
     pub unknown_pod: UnknownPodFlag,
 
-    /// Serve Prometheus metrics at this address (such as 127.0.0.1:9966), path /metrics; by default they are not served
+    /// Serve Prometheus metrics (/metrics) and readiness (/readyz) at this address (such as 127.0.0.1:9966); by default neither is served
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Observability")]
     pub metrics_address: Option<SocketAddr>,
     /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,sluice::source=debug

@@ -39,7 +39,7 @@ macro_rules! families {
 
 families! {
     BUILD: Gauge "sluice_build_info", "Always 1; the labels say what this is.";
-    READY: Gauge "sluice_ready", "1 while everything was synced and applied once, and programs are attached.";
+    READY: Gauge "sluice_ready", "1 while everything was synced and applied once, programs are attached, and no source is lost.";
     STARTED: Gauge "sluice_start_time_seconds", "When the agent started, in seconds since 1970.";
     SYNCED: Gauge "sluice_source_synced", "1 where every object of the kind was told at least once.";
     STALE: Gauge "sluice_source_stale_seconds", "For how long the source of the kind has been lost; 0 where it is not. The last state stays in force.";

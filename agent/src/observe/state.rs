@@ -137,7 +137,7 @@ pub struct CounterState {
 pub struct Summary {
     /// `--node-name`.
     pub node: Text,
-    /// What the agent still waits for before it is ready; empty once it is.
+    /// What the agent waits for before it is ready, or ready again; empty while it is.
     pub waiting_for: Vec<String>,
     /// When the agent started.
     pub started: SystemTime,

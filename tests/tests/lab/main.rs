@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod clsact;
+mod directory;
 mod frames;
 mod policies;
 mod random;

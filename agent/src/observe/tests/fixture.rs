@@ -343,7 +343,7 @@ pub(crate) fn summary() -> Summary {
     };
     Summary {
         node: intern("node-a"),
-        waiting_for: Vec::new(),
+        waiting_for: vec!["manifests, lost since 2026-11-21T14:38:35.000Z (Pod)".to_owned()],
         started: at(3_700),
         ip_block_mode: IpBlockMode::Literal,
         unknown_pod: UnknownPod::Allow,

@@ -17,9 +17,9 @@ pub struct Status {
     pub version: String,
     /// The node's name.
     pub node: String,
-    /// Whether everything was synced and applied, and programs are attached.
+    /// Whether everything was synced and applied, programs are attached, and no source is lost.
     pub ready: bool,
-    /// What it still waits for; empty once it is ready.
+    /// What it waits for: parts of the start, and sources that are lost since then; empty while it is ready.
     pub waiting_for: Vec<String>,
     /// When it started.
     pub started: Time,
