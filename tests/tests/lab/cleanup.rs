@@ -73,7 +73,7 @@ impl Cleanup {
 }
 
 /// Everything of Sluice's that the kernel shows on the node: programs by tcx, filters, qdiscs.
-fn attached(node: &Node) -> Result<Vec<String>> {
+pub(crate) fn attached(node: &Node) -> Result<Vec<String>> {
     let mut all = Vec::new();
     let names: Vec<String> = node.netns().run(|| -> Result<Vec<String>> {
         let interfaces = nix::net::if_::if_nameindex()?;
