@@ -151,9 +151,9 @@ fn lock(socket: &Path) -> PathBuf {
 fn an_agent_ends_within_a_second_of_sigterm_and_the_datapath_stays_in_force() -> Result<()> {
     let mut scene = web(&[])?;
     let guard = on(
-        crate::services::BACKENDS[0],
+        "stranger",
         "guard",
-        json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }] }),
+        json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "nobody" } } }] }] }),
     );
     scene.apply([&guard])?;
     let loads: Vec<Connects> = at(vip(WEB), SERVICE)
@@ -177,12 +177,7 @@ fn an_agent_ends_within_a_second_of_sigterm_and_the_datapath_stays_in_force() ->
             "it takes its socket with it"
         );
         more()?;
-        scene.assert_denied(
-            "stranger",
-            crate::services::BACKENDS[0],
-            HTTP,
-            Reason::PolicyIngress,
-        )?;
+        scene.assert_denied("client", "stranger", HTTP, Reason::PolicyIngress)?;
         scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)?;
         scene.agent.start_again()?;
     }
