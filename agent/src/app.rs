@@ -117,7 +117,7 @@ async fn serve(config: Config) -> Result<()> {
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
-    let maps = Maps::open(&pins, loaded.capacities.keys())?;
+    let maps = Maps::open(&pins, &object::maps(&sizes)?)?;
     let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), maps, cgroup);
     let attached = attachments.attached();
 

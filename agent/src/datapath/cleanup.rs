@@ -1,7 +1,7 @@
 //! Taking everything of Sluice's away from a node: what is attached first, then pins.
 //!
 //! What is Sluice's, and nothing else:
-//! - under the pin root, every directory of a layout (`v` and a number) with all that is in it;
+//! - under the pin root, every directory of a layout (`v` and a number), and `hooks`, which layouts share, with all that is in them;
 //! - the programs of the links that are pinned there: they are detached, whoever else holds the link;
 //! - clsact filters of this network namespace with Sluice's kind, priority, handle and name;
 //! - a clsact qdisc that such a filter says Sluice made, once no filter of anybody is left on it.
@@ -19,6 +19,9 @@ use super::attach::Side;
 use super::attach::clsact::Clsact;
 use super::sys::{self, LinkTarget, ObjectKind};
 use super::{cgroup, pins};
+
+/// What agents of all layouts share, from layout 2 on; a node may come back to layout 1 from there.
+const HOOKS: &str = "hooks";
 
 /// Why nothing was touched.
 #[derive(Debug, thiserror::Error)]
@@ -98,27 +101,31 @@ impl Claim {
 
     /// Removes everything.
     pub fn clean(&self, cleaned: &mut Cleaned) {
-        let layouts = self.layouts(cleaned);
+        let directories = self.directories(cleaned);
         // What is attached goes first: nobody may meet half of it.
-        for layout in &layouts {
-            detach_links(&layout.join("links"), cleaned);
+        for directory in &directories {
+            detach_links(&directory.join("links"), cleaned);
         }
         clean_clsact(cleaned);
-        for layout in &layouts {
-            remove_tree(layout, cleaned);
+        for directory in &directories {
+            remove_tree(directory, cleaned);
         }
         self.remove_root(cleaned);
     }
 
-    fn layouts(&self, cleaned: &mut Cleaned) -> Vec<PathBuf> {
-        match self.root.exists().then(|| pins::layouts(&self.root)) {
-            None => Vec::new(),
-            Some(Ok(names)) => names.iter().map(|name| self.root.join(name)).collect(),
-            Some(Err(error)) => {
-                cleaned.failed.push(error.to_string());
-                Vec::new()
+    /// Directories under the root that are Sluice's.
+    fn directories(&self, cleaned: &mut Cleaned) -> Vec<PathBuf> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries.filter_map(Result::ok),
+            Err(error) => {
+                cleaned.note(self.root.display(), Err(error));
+                return Vec::new();
             }
-        }
+        };
+        let ours = entries.filter(|entry| is_ours(&entry.file_name().to_string_lossy()));
+        let mut directories: Vec<PathBuf> = ours.map(|entry| entry.path()).collect();
+        directories.sort();
+        directories
     }
 
     /// The root goes where nothing is left in it.
@@ -132,7 +139,7 @@ impl Claim {
         let mut others: Vec<String> = entries
             .filter_map(Result::ok)
             // What is left of a layout was told as a failure.
-            .filter(|entry| !pins::is_layout(&entry.file_name().to_string_lossy()))
+            .filter(|entry| !is_ours(&entry.file_name().to_string_lossy()))
             .map(|entry| entry.path().display().to_string())
             .collect();
         others.sort();
@@ -145,6 +152,11 @@ impl Claim {
             .map(|other| format!("{other}: not Sluice's"));
         cleaned.left.extend(told);
     }
+}
+
+/// Whether a name under a pin root is that of a directory of Sluice's.
+fn is_ours(name: &str) -> bool {
+    pins::is_layout(name) || name == HOOKS
 }
 
 /// Detaches every link that is pinned in a directory, and removes the pins.

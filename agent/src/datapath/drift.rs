@@ -167,16 +167,13 @@ impl Maps {
     ///
     /// # Errors
     /// One is not there or cannot be read.
-    pub fn open<'a>(
-        pins: &Pins,
-        names: impl IntoIterator<Item = &'a String>,
-    ) -> Result<Self, LoadError> {
+    pub fn open(pins: &Pins, names: &[(String, Shape)]) -> Result<Self, LoadError> {
         let failed = |source| LoadError::Io {
             what: "opening the pinned maps",
             source,
         };
         let mut maps = BTreeMap::new();
-        for name in names {
+        for (name, _) in names {
             let (_, fd) = sys::open_pin(&pins.map(name))
                 .and_then(|pin| pin.ok_or_else(|| io::ErrorKind::NotFound.into()))
                 .map_err(failed)?;

@@ -242,7 +242,7 @@ impl Pins {
 }
 
 /// Layout directories (`v` and a number) under a pin root, sorted.
-pub(super) fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
+fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root).map_err(|error| PinError::io(root, error))? {
         let name = entry

@@ -6,7 +6,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agent_common::Reason;
-use agent_common::limits::LAYOUT;
 use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use tests::lab::foreign::{Counting, Side, tc};
 use tests::lab::node::Node;
 use tests::lab::traffic::connects::{ConnectPlan, Connects};
 
+use crate::node_parts::pins;
 use crate::policies::on;
 use crate::scene::{HTTP, SERVICE, Scene, at, roles, vip};
 use crate::services::{WEB, service_probes, wait_for, web};
@@ -132,8 +132,11 @@ fn assert_gone(scene: &Scene, cleanup: &Cleanup) -> Result<()> {
     let attached = attached(&scene.node)?;
     ensure!(attached.is_empty(), "{attached:?} is left; {cleanup:?}");
     let plan = scene.agent.plan();
-    let layout = plan.pin_root.join(format!("v{LAYOUT}"));
-    ensure!(!layout.exists(), "{} is left", layout.display());
+    let left = match plan.pin_root.exists() {
+        true => pins(&plan.pin_root)?,
+        false => Vec::new(),
+    };
+    ensure!(left.is_empty(), "{left:?}");
     ensure!(
         !plan.socket.exists() && !lock(&plan.socket).exists(),
         "the socket is left"
@@ -331,14 +334,16 @@ fn cleanup_works_on_a_node_that_is_half_broken() -> Result<()> {
     for arguments in [&["--attach=tcx"], &["--attach=clsact"]] {
         let mut scene = guarded(arguments)?;
         let root = scene.agent.plan().pin_root.clone();
-        let layout = root.join(format!("v{LAYOUT}"));
         scene.agent.kill()?;
         // Pins of programs gone, maps half gone, a link and a filter gone, what does not belong there, an older layout's rest.
-        fs::remove_dir_all(layout.join("programs"))?;
-        for map in ["services", "programs", "config"] {
-            fs::remove_file(layout.join("maps").join(map))?;
+        let gone = |path: &PathBuf| {
+            let names = ["services", "programs", "config", "cgroup-connect4"];
+            let stub = path.to_string_lossy().contains("/programs/");
+            stub || names.iter().any(|name| path.ends_with(name))
+        };
+        for path in pins(&root)?.iter().filter(|path| gone(path)) {
+            fs::remove_file(path)?;
         }
-        fs::remove_file(layout.join("links").join("cgroup-connect4"))?;
         if arguments[0].ends_with("clsact") {
             let device = scene.actor("server")?.pod.device.clone();
             tc(
@@ -373,12 +378,8 @@ fn what_cannot_be_removed_is_named_and_the_exit_code_says_so() -> Result<()> {
     let mut scene = guarded(&[])?;
     ensure!(scene.agent.terminate()?.success());
     // A mount in a directory of pins: nobody can remove that.
-    let maps = scene
-        .agent
-        .plan()
-        .pin_root
-        .join(format!("v{LAYOUT}"))
-        .join("maps");
+    let maps = scene.pinned().path("services");
+    let maps = maps.parent().context("a directory of maps")?;
     let inner = maps.join("held");
     fs::create_dir(&inner)?;
     nix::mount::mount(

@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use agent_common::{
-    Address, AddressEntry, LinkEntry, Pod, Reason, ServiceEntry, ServiceKey, hook, limits::LAYOUT,
-    protocol,
+    Address, AddressEntry, LinkEntry, Pod, Reason, ServiceEntry, ServiceKey, hook, protocol,
 };
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
@@ -95,8 +94,8 @@ impl Stage {
         Ok(())
     }
 
-    fn layout(&self) -> PathBuf {
-        self.scene.agent.plan().pin_root.join(format!("v{LAYOUT}"))
+    fn pins(&self) -> Result<Vec<PathBuf>> {
+        pins(&self.scene.agent.plan().pin_root)
     }
 
     /// How often something of a part was mended, as status says.
@@ -110,6 +109,21 @@ impl Stage {
         })
         .with_context(|| self.scene.agent.log_tail())
     }
+}
+
+/// Everything that is pinned under a directory, sorted.
+pub(crate) fn pins(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            all.extend(pins(&entry.path())?);
+        } else {
+            all.push(entry.path());
+        }
+    }
+    all.sort();
+    Ok(all)
 }
 
 /// Holds connections from the client.
@@ -160,26 +174,18 @@ fn bpftool(words: &[&str]) -> Result<()> {
 #[test]
 fn pins_that_are_removed_come_back_and_no_packet_notices() -> Result<()> {
     let mut stage = Stage::new(&[OFTEN])?;
-    let files = |stage: &Stage| -> Result<Vec<String>> {
-        let mut all = Vec::new();
-        for directory in ["maps", "programs", "links"] {
-            for entry in fs::read_dir(stage.layout().join(directory))? {
-                all.push(entry?.path().display().to_string());
-            }
-        }
-        all.sort();
-        Ok(all)
-    };
-    let before = files(&stage)?;
+    let before = stage.pins()?;
     let dropped = stage.scene.pinned().drops(Reason::PolicyIngress)?;
     ensure!(dropped > 0);
-    fs::remove_dir_all(stage.layout())?;
+    for entry in fs::read_dir(&stage.scene.agent.plan().pin_root)? {
+        fs::remove_dir_all(entry?.path())?;
+    }
     stage.assert_held()?;
     stage.await_mended("pin", u64::try_from(before.len())?)?;
     ensure!(
-        files(&stage)? == before,
+        stage.pins()? == before,
         "the same names: {:?}",
-        files(&stage)?
+        stage.pins()?
     );
     ensure!(
         stage.scene.pinned().drops(Reason::PolicyIngress)? >= dropped,
@@ -197,7 +203,7 @@ fn pins_that_are_removed_come_back_and_no_packet_notices() -> Result<()> {
     stage.assert_in_force()?;
 
     // A foreign object in a map's place is told of and left alone.
-    let path = stage.layout().join("maps").join("services");
+    let path = stage.scene.pinned().path("services");
     fs::remove_file(&path)?;
     let other = Counting::load(&path)?;
     await_that("a problem about the foreign pin", || {
@@ -217,11 +223,9 @@ fn pins_that_are_removed_come_back_and_no_packet_notices() -> Result<()> {
 #[test]
 fn links_that_are_detached_come_back() -> Result<()> {
     let stage = Stage::new(&[OFTEN])?;
-    let links = stage.layout().join("links");
     let ifindex = stage.scene.actor("guarded")?.pod.ifindex()?;
     let mut detached = 0;
-    for entry in fs::read_dir(&links)? {
-        let path = entry?.path();
+    for path in stage.pins()? {
         let name = path
             .file_name()
             .context("a name")?
