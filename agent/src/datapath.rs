@@ -165,8 +165,7 @@ pub trait Datapath: Send {
         Ok(elements.iter().map(|of| contents.element(of)).collect())
     }
 
-    /// Some elements of a table behind one, in the map's own order: at most `count`, and of an array those of the next `count`
-    /// indices that are not all zero.
+    /// Some elements of a table behind one, in the map's own order: about `count`, of an array those that are not all zero.
     ///
     /// # Errors
     /// The map cannot be read.

@@ -13,6 +13,10 @@ use crate::datapath::readback::{Piece, Table};
 use crate::datapath::words::Words;
 use crate::datapath::{Bits, DatapathError, Write, sys};
 
+/// An index that is empty costs a load of mapped memory, an element of a hash map a system call or two: so many times more are looked at
+/// in one go.
+const STRETCHES: usize = 64;
+
 fn absent_is_none<V>(
     name: &'static str,
     result: Result<V, MapError>,
@@ -136,21 +140,27 @@ fn trie_piece<K: Plain + PartialEq, V: Plain>(
     behind(after, count, |key| trie.next(key), get, write)
 }
 
+/// The elements of an array behind an index: of the next stretches of `count` indices, until there are `count` elements.
 fn array_piece<T: Plain + Default>(
     words: &Words<T>,
     after: Option<u32>,
     count: usize,
     write: impl Fn(u32, T) -> Write,
 ) -> Result<Piece, DatapathError> {
-    let from = after.map_or(0, |index| index.saturating_add(1));
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    let to = from.saturating_add(count).min(words.capacity());
-    let used = words.used_of(from..to)?;
+    let stretch = u32::try_from(count).unwrap_or(u32::MAX);
+    let mut to = after.map_or(0, |index| index.saturating_add(1));
+    let mut elements = Vec::new();
+    for _ in 0..STRETCHES {
+        let from = to;
+        to = from.saturating_add(stretch).min(words.capacity());
+        let used = words.used_of(from..to)?;
+        elements.extend(used.into_iter().map(|(at, value)| write(at, value)));
+        if elements.len() >= count || to == words.capacity() {
+            break;
+        }
+    }
     Ok(Piece {
-        elements: used
-            .into_iter()
-            .map(|(at, value)| write(at, value))
-            .collect(),
+        elements,
         last: (to < words.capacity()).then(|| write(to - 1, T::default())),
     })
 }
