@@ -24,6 +24,7 @@ use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
 use crate::datapath::conntrack::{Conntrack, Table};
+use crate::datapath::drift::Maps;
 use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
 use crate::model::{Kind, intern};
@@ -68,6 +69,8 @@ pub struct Config {
     pub unknown_pod: UnknownPod,
     /// Entries of `conntrack`, two per flow.
     pub conntrack_max: u32,
+    /// Between two checks whether everything is still there.
+    pub drift_interval: Duration,
     /// Where metrics are served, if they are.
     pub metrics_address: Option<SocketAddr>,
 }
@@ -87,12 +90,16 @@ pub fn run(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    let result = runtime.block_on(serve(config));
+    // A collection of flows under way is not waited for: it may be left at any step.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config) -> Result<()> {
     let started = SystemTime::now();
     host::check()?;
+    host::raise_file_limit()?;
     // First: a second agent by mistake must not get as far as the maps.
     let admin = Server::bind(&config.socket)?;
     let endpoint = match config.metrics_address {
@@ -110,7 +117,8 @@ async fn serve(config: Config) -> Result<()> {
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
-    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), cgroup);
+    let maps = Maps::open(&pins, &object::maps(&sizes)?)?;
+    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), maps, cgroup);
     let attached = attachments.attached();
 
     let mut uplinks = UplinkChoice {
@@ -134,6 +142,7 @@ async fn serve(config: Config) -> Result<()> {
         Box::new(attachments),
         intern(&config.node_name),
     );
+    let reconciler = reconciler.with_drift_interval(config.drift_interval);
     let (readiness, metrics, hub) = (
         Readiness::default(),
         Arc::<Metrics>::default(),
@@ -160,6 +169,7 @@ async fn serve(config: Config) -> Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(source.run(events));
     tasks.spawn(collect(loaded.conntrack, flow_use));
+    tasks.spawn(observed::look_after(watcher.touched(), handle.clone()));
     tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
     tasks.spawn(observed::switch_allowed(switch, hub));
     if let Some(log) = loaded.log {

@@ -5,9 +5,11 @@
 
 pub mod attach;
 pub mod cgroup;
+pub mod cleanup;
 pub mod conntrack;
 pub mod contents;
 pub mod counters;
+pub mod drift;
 pub mod events;
 pub mod faulty;
 mod grace;
@@ -18,6 +20,7 @@ pub mod log;
 pub mod memory;
 pub mod object;
 pub mod pins;
+pub mod readback;
 pub mod switch;
 mod sys;
 mod words;
@@ -152,4 +155,27 @@ pub trait Datapath: Send {
     /// # Errors
     /// A map cannot be read.
     fn contents(&self) -> Result<Contents, DatapathError>;
+
+    /// Reads elements back: for each write, the write that would make what is there. (Whatever the words of a write, of a map's
+    /// whole element: [`Write::Pod`], not [`Write::PodSet`].)
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    fn read_back(&self, elements: &[Write]) -> Result<Vec<Write>, DatapathError> {
+        let contents = self.contents()?;
+        Ok(elements.iter().map(|of| contents.element(of)).collect())
+    }
+
+    /// Some elements of a table behind one, in the map's own order: about `count`, of an array those that are not all zero.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn piece(
+        &self,
+        table: readback::Table,
+        after: Option<&Write>,
+        count: usize,
+    ) -> Result<readback::Piece, DatapathError> {
+        Ok(self.contents()?.piece(table, after, count))
+    }
 }

@@ -1,6 +1,7 @@
 //! The `sluice` command: the agent, and what asks it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use sluice::app::{self, Config, SourceChoice};
@@ -51,6 +52,7 @@ fn config(cli: &Cli, args: &AgentArgs) -> Config {
             UnknownPodFlag::Deny => UnknownPod::Deny,
         },
         conntrack_max: args.conntrack_entries(),
+        drift_interval: Duration::from_secs(args.drift_interval),
         metrics_address: args.metrics_address,
     }
 }

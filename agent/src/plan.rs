@@ -11,6 +11,7 @@ mod epochs;
 mod mirror;
 mod numbers;
 mod pools;
+mod rejudge;
 mod restore;
 mod runs;
 mod steps;

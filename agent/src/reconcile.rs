@@ -3,6 +3,8 @@
 //! Nothing is applied before every kind that the sources tell of has been told whole once, and the node's own state is
 //! known: the first apply is a diff against what the maps hold, and whatever it does not know goes.
 
+mod drift;
+mod handle;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compile::{Compiled, Compiler, RuleName};
+use crate::datapath::drift::Repair;
 use crate::datapath::{Contents, Datapath, DatapathError};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
@@ -22,6 +25,9 @@ use crate::plan::{Applied, Planner, apply};
 use crate::problem::Problem;
 use crate::source::{Event, Rejected};
 
+use drift::Drift;
+pub use drift::{DriftState, INTERVAL as DRIFT_INTERVAL};
+pub use handle::Handle;
 pub use snapshot::{Counts, KindState, LastApply, Snapshot, State};
 
 /// From changes of the cluster and the node to changes of the desired state: pure, without I/O or clock.
@@ -96,24 +102,16 @@ pub trait Attach: Send {
         &mut self,
         local: &Local,
     ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>>;
-}
 
-/// How the rest of the agent sees the loop.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    /// The newest snapshot: published after each apply, and when a source's state changes.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// True from the first apply on.
-    pub ready: watch::Receiver<bool>,
-    requests: mpsc::Sender<oneshot::Sender<Arc<State>>>,
-}
+    /// Looks whether everything else that was made is still there (pins, slots of programs, the cgroup), and mends it. What
+    /// could not be mended.
+    fn check(&mut self) -> Vec<Problem> {
+        Vec::new()
+    }
 
-impl Handle {
-    /// The whole state, as of now. None once the loop has ended.
-    pub async fn state(&self) -> Option<Arc<State>> {
-        let (answer, state) = oneshot::channel();
-        self.requests.send(answer).await.ok()?;
-        state.await.ok()
+    /// What was mended since the last call, by either.
+    fn mended(&mut self) -> Vec<Repair> {
+        Vec::new()
     }
 }
 
@@ -142,6 +140,7 @@ pub struct Reconciler {
     dirty_snapshot: bool,
     retry: Option<Duration>,
     retry_at: Option<tokio::time::Instant>,
+    drift: Drift,
     state: Option<Arc<State>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
@@ -182,6 +181,7 @@ impl Reconciler {
             dirty_snapshot: true,
             retry: None,
             retry_at: None,
+            drift: Drift::new(),
             state: None,
             snapshots,
             ready,
@@ -191,6 +191,7 @@ impl Reconciler {
             snapshots: snapshots_seen,
             ready: ready_seen,
             requests: request,
+            touched: reconciler.drift.touch(),
         };
         (reconciler, handle)
     }
@@ -216,7 +217,7 @@ impl Reconciler {
                     None => std::future::pending().await,
                 }
             };
-            let mut retried = false;
+            let (mut retried, mut due) = (false, None);
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.take(event),
@@ -232,6 +233,7 @@ impl Reconciler {
                     None => requests_open = false,
                 },
                 () = retry => retried = true,
+                now = self.drift.due() => due = Some(now),
             }
             // What is queued already belongs to the same apply.
             for _ in 0..BATCH {
@@ -245,6 +247,9 @@ impl Reconciler {
                 self.take_local(&now);
             }
             self.reconcile(retried)?;
+            if let Some(due) = due {
+                self.check(due);
+            }
             self.publish();
         }
     }
@@ -408,6 +413,7 @@ impl Reconciler {
             }
         }
         self.attached = true;
+        self.note_mended();
         self.ready.send_replace(true);
         Ok(())
     }
@@ -437,6 +443,7 @@ impl Reconciler {
             .flat_map(Planner::problems)
             .chain(&self.compiled.problems)
             .chain(&self.unattached)
+            .chain(&self.drift.problems)
             .cloned()
             .collect();
         let compiled = self.compiled.notices.iter().map(|notice| Rejected {
@@ -460,6 +467,7 @@ impl Reconciler {
             usage: planner.map(snapshot::usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
+            drift: self.drift.state.clone(),
         }));
     }
 }

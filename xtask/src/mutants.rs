@@ -41,7 +41,7 @@ const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> 
     }
 }
 
-/// Tests of the lab, which run as root.
+/// Tests of the lab, which start the agent as a process.
 const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
     Mutant {
         name,
@@ -127,6 +127,26 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "unmounted-is-empty",
         "agent/src/source/manifests/worker.rs: another file system without manifests as a failure",
         "directory::a_file_system_that_is_unmounted_is_missing_and_not_empty",
+    ),
+    lab(
+        "pass-means-ok",
+        "agent-ebpf/src/deliver.rs: packets that pass go on to the programs of others",
+        "node_parts::by_tcx_a_program_of_somebody_else_behind_ours_still_runs",
+    ),
+    lab(
+        "no-drift-check",
+        "agent/src/reconcile/drift.rs: the look whether what was made is still there",
+        "node_parts::links_that_are_detached_come_back",
+    ),
+    lab(
+        "no-rejudge",
+        "agent/src/reconcile/drift.rs: flows judged while the maps were wrong are judged again",
+        "node_parts::elements_of_maps_that_are_changed_are_set_back_and_flows_judged_again",
+    ),
+    lab(
+        "cleanup-leaves-qdisc",
+        "agent/src/datapath/attach/clsact.rs: the qdisc that goes with its last filter",
+        "cleanup::cleanup_removes_filters_and_the_qdiscs_that_sluice_made",
     ),
 ];
 

@@ -202,6 +202,7 @@ impl Provider for Observed {
             attached: self.attachments(),
             maps: self.maps(&snapshot),
             counters: self.counters(),
+            drift: snapshot.drift.clone(),
         }
     }
 
@@ -247,6 +248,13 @@ pub(super) async fn switch_allowed(switch: Switch, hub: FlowHub) {
         if watchers.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Has the loop look after what it attached when netlink tells that somebody touched it. For ever.
+pub(super) async fn look_after(mut touched: watch::Receiver<u64>, handle: Handle) {
+    while touched.changed().await.is_ok() {
+        handle.check();
     }
 }
 

@@ -65,6 +65,16 @@ pub struct AgentArgs {
     )]
     pub conntrack_max: u32,
 
+    /// Seconds between two checks whether programs, pins and maps are still as the agent left them; what is not is mended
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = crate::reconcile::DRIFT_INTERVAL.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..=MAX_DRIFT_SECONDS),
+        help_heading = "Datapath"
+    )]
+    pub drift_interval: u64,
+
     /// What an ipBlock matches: literal, what its CIDR says; cilium, never pods, nodes or this host
     #[arg(
         long,
@@ -110,6 +120,9 @@ pub const ENTRIES_PER_CONNECTION: u32 = 2;
 const MIN_CONNECTIONS: i64 = 1_024;
 /// 16 million connections are more than 6 GiB of map.
 const MAX_CONNECTIONS: i64 = 1 << 24;
+
+/// A check that comes once a day is none.
+const MAX_DRIFT_SECONDS: u64 = 86_400;
 
 impl AgentArgs {
     /// Entries of the map `conntrack`.

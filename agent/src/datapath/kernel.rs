@@ -1,5 +1,7 @@
 //! The datapath that is the kernel's maps.
 
+mod readback;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::offset_of;
@@ -13,6 +15,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, IterableMap, LpmTrie, MapData, MapError};
 
 use super::grace::Grace;
+use super::readback::{Piece, Table};
 use super::words::{Words, words_of};
 use super::{Bits, Contents, Datapath, DatapathError, Write};
 use crate::model::Direction;
@@ -251,5 +254,18 @@ impl Datapath for KernelDatapath {
             links: read_all("links", &self.links, self.links.keys(), |key| key)?,
             config: self.config.read(0)?,
         })
+    }
+
+    fn read_back(&self, elements: &[Write]) -> Result<Vec<Write>, DatapathError> {
+        self.elements(elements)
+    }
+
+    fn piece(
+        &self,
+        table: Table,
+        after: Option<&Write>,
+        count: usize,
+    ) -> Result<Piece, DatapathError> {
+        self.elements_behind(table, after, count)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use agent_common::hook;
 use aya::maps::{Map, MapData, MapError, ProgramArray};
@@ -326,6 +326,15 @@ impl Programs {
                 })?;
         }
         Ok(())
+    }
+
+    /// Every slot with its program, in the order of [`Self::install`].
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&'static str, u32, BorrowedFd<'_>)> {
+        RARE.into_iter().chain(HOOKS).filter_map(|(name, slot)| {
+            // Every program was loaded.
+            let fd = self.classifier(name).ok()?.fd().ok()?;
+            Some((name, slot, fd.as_fd()))
+        })
     }
 
     pub(super) fn classifier(&self, name: &str) -> Result<&SchedClassifier, LoadError> {

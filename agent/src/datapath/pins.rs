@@ -165,12 +165,7 @@ impl Pins {
             directory: root.join(own),
             _lock: lock,
         };
-        for directory in [
-            pins.directory.clone(),
-            pins.directory.join("maps"),
-            pins.directory.join("programs"),
-            pins.links(),
-        ] {
+        for directory in pins.directories() {
             make_directory(&directory)?;
         }
         Ok(pins)
@@ -180,6 +175,16 @@ impl Pins {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Every directory of this layout, outer ones first.
+    pub(super) fn directories(&self) -> [PathBuf; 4] {
+        [
+            self.directory.clone(),
+            self.directory.join("maps"),
+            self.directory.join("programs"),
+            self.links(),
+        ]
     }
 
     /// Where a map is pinned.
@@ -245,10 +250,7 @@ fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
             .file_name()
             .to_string_lossy()
             .into_owned();
-        if name
-            .strip_prefix('v')
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-        {
+        if is_layout(&name) {
             found.push(name);
         }
     }
@@ -256,7 +258,13 @@ fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
     Ok(found)
 }
 
-fn make_directory(path: &Path) -> Result<(), PinError> {
+/// Whether a name under a pin root is that of a layout's directory.
+pub(super) fn is_layout(name: &str) -> bool {
+    name.strip_prefix('v')
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+pub(super) fn make_directory(path: &Path) -> Result<(), PinError> {
     DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)

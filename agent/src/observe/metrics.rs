@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use agent_common::{Count, hook};
 
+use crate::datapath::drift::Part;
+
 use self::exposition::{Exposition, Kind};
 use super::state::Summary;
 use super::view::{ip_block_mode_name, unknown_pod_name};
@@ -63,6 +65,7 @@ families! {
     AUDITED: Counter "sluice_flows_audited_total", "Flows that passed only because the policies that deny them are audited.";
     MIDSTREAM: Counter "sluice_flows_midstream_total", "Flows picked up in the middle.";
     INSERTS_FAILED: Counter "sluice_conntrack_inserts_failed_total", "Conntrack entries that found no room.";
+    DRIFT: Counter "sluice_drift_repaired_total", "Parts of the datapath that somebody else removed or changed, and the agent set back.";
     APPLIES: Counter "sluice_apply_total", "Applies of changes to the maps, by result: `ok`, or `partial` where a write was refused.";
     APPLY_SECONDS: Histogram "sluice_apply_duration_seconds", "How long an apply took: compile, plan and writes.";
 }
@@ -137,6 +140,7 @@ impl Metrics {
         sources(&mut out, summary, now);
         maps(&mut out, summary);
         traffic(&mut out, summary);
+        drift(&mut out, summary);
         self.applies(&mut out);
         out.finish()
     }
@@ -236,6 +240,14 @@ fn traffic(out: &mut Exposition, summary: &Summary) {
     for (count, number) in &counters.counts {
         out.family(counted(*count));
         out.sample(&[], *number);
+    }
+}
+
+fn drift(out: &mut Exposition, summary: &Summary) {
+    out.family(DRIFT);
+    for part in Part::ALL {
+        let count = summary.drift.repaired.get(&part).copied();
+        out.sample(&[("part", part.name())], count.unwrap_or(0));
     }
 }
 

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use crate::compile::{IpBlockMode, UnknownPod};
 use crate::model::{Kind, Text};
 use crate::problem::Problem;
-use crate::reconcile;
+use crate::reconcile::{self, DriftState};
 use crate::source::Rejected;
 
 use super::flows::FlowHub;
@@ -161,6 +161,8 @@ pub struct Summary {
     pub maps: Vec<MapUse>,
     /// The datapath's counters.
     pub counters: CounterState,
+    /// What the checks of what is there found.
+    pub drift: DriftState,
 }
 
 /// The whole picture. Big, so it is asked for by people only, and shared.

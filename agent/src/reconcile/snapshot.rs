@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_common::limits;
 
+use super::drift::DriftState;
 use crate::compile::RuleName;
 use crate::datapath::Contents;
 use crate::desired::Desired;
@@ -69,6 +70,8 @@ pub struct Snapshot {
     pub counts: Counts,
     /// None before the first.
     pub last_apply: Option<LastApply>,
+    /// What checks found.
+    pub drift: DriftState,
 }
 
 /// The whole picture, copied on request.

@@ -257,6 +257,7 @@ impl Node {
                 name: spec.name,
                 ipv4,
                 ipv6,
+                ifindex: spec.ifindex,
             });
         }
         pod::create(&self.lab, self, plans)

@@ -3,9 +3,11 @@
 //! Needs root. Every test has a lab of its own.
 
 mod bad_input;
+mod cleanup;
 mod clsact;
 mod directory;
 mod frames;
+mod node_parts;
 mod policies;
 mod random;
 mod readable;
