@@ -28,6 +28,11 @@ const KERNELS: [&str; 3] = ["BPF_", "SO_", "SYS_"];
 /// Names that only begin so.
 const NOT_KERNELS: [&str; 1] = ["BPF_FS"];
 
+/// How a name begins that the compiler has made longer: such a function is not seen from outside.
+const MANGLED: &str = "_R";
+/// Functions of the compiler's own, which aya makes local before it loads them.
+const MEMORY: [&str; 4] = ["memcpy", "memmove", "memset", "memcmp"];
+
 /// The parts of an instruction's code (Documentation/bpf/standardization/instruction-set.rst).
 mod code {
     /// Mask of the class.
@@ -125,6 +130,10 @@ fn of_object(object: &Object) -> BTreeSet<Thing> {
         .map(aya_obj::Program::function_key)
         .collect();
     for (key, function) in &object.functions {
+        let name = function.name.as_str();
+        if !programs.contains(key) && !name.starts_with(MANGLED) && !MEMORY.contains(&name) {
+            used.insert(Thing::Instruction(table::GLOBAL_FUNCTIONS));
+        }
         of_function(&function.instructions, programs.contains(key), &mut used);
     }
     used

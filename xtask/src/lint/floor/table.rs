@@ -85,6 +85,8 @@ pub(super) const LOOPS: &str = "bounded loops";
 pub(super) const TAIL_CALLS_AND_SUBPROGRAMS: &str = "tail calls beside subprograms";
 /// Read-modify-write that answers the old value, and compare-and-exchange.
 pub(super) const FETCHING_ATOMICS: &str = "atomic operations that fetch";
+/// A function that the verifier walks by itself, with a pointer to memory as its argument.
+pub(super) const GLOBAL_FUNCTIONS: &str = "global functions with pointers to memory";
 /// Read-only data of the object.
 pub(super) const DATA: &str = "global read-only data";
 
@@ -95,20 +97,17 @@ pub(super) fn rows() -> Vec<Row> {
         helper(Func::BPF_FUNC_map_update_elem, "map_update_elem", (3, 19)),
         helper(Func::BPF_FUNC_map_delete_elem, "map_delete_elem", (3, 19)),
         helper(Func::BPF_FUNC_get_prandom_u32, "get_prandom_u32", (4, 1)),
-        helper(Func::BPF_FUNC_skb_store_bytes, "skb_store_bytes", (4, 1)),
-        helper(Func::BPF_FUNC_l3_csum_replace, "l3_csum_replace", (4, 1)),
         helper(Func::BPF_FUNC_l4_csum_replace, "l4_csum_replace", (4, 1)),
         helper(Func::BPF_FUNC_tail_call, "tail_call", (4, 2)),
-        helper(Func::BPF_FUNC_redirect, "redirect", (4, 4)),
-        helper(Func::BPF_FUNC_csum_diff, "csum_diff", (4, 6)),
         helper(Func::BPF_FUNC_skb_change_tail, "skb_change_tail", (4, 9)),
         helper(Func::BPF_FUNC_skb_pull_data, "skb_pull_data", (4, 9)),
-        helper(Func::BPF_FUNC_skb_adjust_room, "skb_adjust_room", (4, 13)),
+        // At the link's header (BPF_ADJ_ROOM_MAC); behind it since 4.13.
+        helper(Func::BPF_FUNC_skb_adjust_room, "skb_adjust_room", (5, 2)),
         // In programs of socket addresses; elsewhere since 4.12.
         helper(
             Func::BPF_FUNC_get_socket_cookie,
             "get_socket_cookie",
-            (4, 18),
+            (4, 19),
         ),
         helper(Func::BPF_FUNC_get_netns_cookie, "get_netns_cookie", (5, 7)),
         helper(Func::BPF_FUNC_ringbuf_reserve, "ringbuf_reserve", (5, 8)),
@@ -119,6 +118,7 @@ pub(super) fn rows() -> Vec<Row> {
             "ktime_get_coarse_ns",
             (5, 11),
         ),
+        // In programs of socket addresses; in other programs of cgroups since 5.18.
         or(
             helper(Func::BPF_FUNC_set_retval, "set_retval", (6, 1)),
             "agent/src/datapath/load.rs asks the kernel; without it a refused call of a host's process fails with EPERM",
@@ -145,6 +145,11 @@ pub(super) fn rows() -> Vec<Row> {
         row(Thing::Instruction(JUMPS_32), JUMPS_32, (5, 1)),
         row(Thing::Instruction(LOOPS), LOOPS, (5, 3)),
         row(Thing::Instruction(DATA), DATA, (5, 2)),
+        row(
+            Thing::Instruction(GLOBAL_FUNCTIONS),
+            GLOBAL_FUNCTIONS,
+            (5, 13),
+        ),
         // On x86-64. On arm64 since 6.0: there the floor is not 5.15.
         row(
             Thing::Instruction(TAIL_CALLS_AND_SUBPROGRAMS),
