@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: what a change must hold before anybody reads it.
 
+mod floor;
 mod layers;
 mod length;
 mod source;
@@ -36,11 +37,22 @@ enum Check {
     Clippy,
     /// Clippy on the eBPF half, for its own target.
     ClippyEbpf,
+    /// What of the kernel is used, against the table of first kernels (floor/table.rs).
+    Floor,
     /// The documentation builds without a warning.
     Doc,
     /// Licences, bans and sources of dependencies (deny.toml).
     Deny,
 }
+
+/// Clippy on the host's crates, as cargo is told.
+const CLIPPY: &[&str] = &[
+    "clippy",
+    "--workspace",
+    "--exclude",
+    "agent-ebpf",
+    "--all-targets",
+];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let all = Check::value_variants();
@@ -79,21 +91,17 @@ impl Check {
             Self::Clippy => {
                 setup::ensure(&[Need::Ebpf])?;
                 let mut command = workspace::cargo();
-                command
-                    .args([
-                        "clippy",
-                        "--workspace",
-                        "--exclude",
-                        "agent-ebpf",
-                        "--all-targets",
-                    ])
-                    .args(["--", "--deny", "warnings"]);
+                command.args(CLIPPY).args(["--", "--deny", "warnings"]);
                 shell::run(setup::with_ebpf_toolchain(&mut command))
             }
             Self::ClippyEbpf => {
                 setup::ensure(&[Need::Ebpf])?;
                 shell::run(&mut ebpf(&[]))?;
                 shell::run(&mut ebpf(&["--features=log"]))
+            }
+            Self::Floor => {
+                setup::ensure(&[Need::Ebpf])?;
+                report(floor::check()?)
             }
             Self::Doc => {
                 setup::ensure(&[Need::Ebpf])?;

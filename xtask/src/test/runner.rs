@@ -93,7 +93,7 @@ fn try_tests(
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start `{}`", shell::line(&command)))?;
-    let in_time = read(&mut child, tier.bound, outcome);
+    let in_time = read(&mut child, tier.bound, |line| outcome.read_line(line));
     if !in_time {
         kill(child.id());
     }
@@ -111,7 +111,7 @@ fn try_tests(
 }
 
 /// Prints and reads the child's lines until its output ends; `false` when that takes longer than `bound`.
-fn read(child: &mut Child, bound: Duration, outcome: &mut Outcome) -> bool {
+pub(super) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str)) -> bool {
     let Some(stdout) = child.stdout.take() else {
         return true;
     };
@@ -130,8 +130,10 @@ fn read(child: &mut Child, bound: Duration, outcome: &mut Outcome) -> bool {
     loop {
         match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => {
+                // A serial line ends its lines with two characters.
+                let line = line.trim_end_matches('\r');
                 println!("{line}");
-                outcome.read_line(&line);
+                take(line);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return true,
             Err(mpsc::RecvTimeoutError::Timeout) => return false,
@@ -153,7 +155,7 @@ fn root_runner() -> Result<String> {
 }
 
 /// Kills a process and all that it started, children before parents; only those.
-fn kill(process: u32) {
+pub(super) fn kill(process: u32) {
     let mut tree = vec![process];
     let parents = parents();
     let mut next = 0;
