@@ -10,11 +10,13 @@ pub mod contents;
 pub mod counters;
 pub mod events;
 pub mod faulty;
+mod gate;
 mod grace;
 pub mod host;
 mod kernel;
 pub mod load;
 pub mod memory;
+mod migrate;
 pub mod object;
 pub mod pins;
 pub mod switch;
@@ -22,6 +24,7 @@ mod sys;
 mod words;
 
 pub use kernel::KernelDatapath;
+pub use migrate::{MigrateError, Moved};
 
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, GroupEntry, Head, LinkEntry, Pod, Prefix,

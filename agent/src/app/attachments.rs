@@ -70,6 +70,7 @@ impl Attach for Attachments {
             cgroup::attach(&self.pins, &self.programs, &self.cgroup)?;
             self.begun = true;
         }
+        let unsettled = self.programs.settle(&self.pins).err();
         for place in &report.attached {
             tracing::info!(interface = name(local, place.ifindex), side = ?place.side, "attached");
         }
@@ -82,6 +83,10 @@ impl Attach for Attachments {
             .chain(&report.kept)
             .map(key)
             .collect();
+        let unsettled = unsettled.map(|error| {
+            let what = "connections of the Sluice before";
+            Problem::new(what, format!("not taken over yet: {error}; tried again"))
+        });
         Ok(report
             .failed
             .iter()
@@ -94,6 +99,7 @@ impl Attach for Attachments {
                     ),
                 )
             })
+            .chain(unsettled)
             .collect())
     }
 }

@@ -2,6 +2,8 @@
 //! index, batches, and a map of maps to wait with. Each attribute struct is the part of the kernel's `union bpf_attr` or info
 //! struct (`include/uapi/linux/bpf.h`) that the call reads; the kernel takes what is missing as zero.
 
+pub(super) mod raw;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use agent_common::hook;
+use agent_common::{gate, hook};
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
@@ -33,7 +33,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("events", RING_BYTES),
 ];
 
-/// What a program array slot holds, by program name.
+/// What a program array slot holds, by program name; first the hooks' own.
 const PROGRAMS: &[(u32, &str)] = &[
     (hook::FROM_POD, "from_pod"),
     (hook::TO_POD, "to_pod"),
@@ -91,7 +91,24 @@ pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
         .context("no map `programs` in the object")?;
     let mut array = ProgramArray::try_from(array)?;
     fill(ebpf, &mut array)?;
+    open_gate(ebpf)?;
     Ok(array)
+}
+
+/// Puts the hooks' programs into the gate's first side, which is in force where nobody has stored its word.
+fn open_gate(ebpf: &mut Ebpf) -> Result<()> {
+    for (hook, name) in PROGRAMS.iter().take(STUBS.len()) {
+        let program = ebpf
+            .program(name)
+            .with_context(|| format!("no program `{name}` in the object"))?;
+        let program: &SchedClassifier = program.try_into()?;
+        let program = program.fd()?.try_clone()?;
+        let gate = ebpf
+            .map_mut("gate")
+            .context("no map `gate` in the object")?;
+        ProgramArray::try_from(gate)?.set(gate::slot(0, *hook), &program, 0)?;
+    }
+    Ok(())
 }
 
 /// Fills the program array.

@@ -14,4 +14,5 @@ mod scene;
 mod services;
 mod tour;
 mod two_nodes;
+mod upgrade;
 mod verdict;

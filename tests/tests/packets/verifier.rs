@@ -22,7 +22,7 @@ fn every_program_passes_the_verifier_within_its_bound() {
         let mut ebpf: Ebpf = object::open(set_retval).unwrap();
         let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         names.sort();
-        assert_eq!(names.len(), 18, "{names:?}");
+        assert_eq!(names.len(), 26, "{names:?}");
         for name in names {
             object::load_program(&mut ebpf, &name).unwrap_or_else(|error| panic!("{error:#}"));
             let count = verified(ebpf.program(&name).unwrap());
