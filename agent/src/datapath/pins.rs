@@ -221,7 +221,7 @@ impl Pins {
             .then(|| sys::map_info(fd.as_fd()))
             .transpose()
             .map_err(failed)?;
-        if !info.is_some_and(|info| (info.key_size, info.value_size) == (4, 8)) {
+        if info.is_none_or(|info| (info.key_size, info.value_size) != (4, 8)) {
             let differences = vec!["not the word of a gate".to_owned()];
             return Err(self.differs(path, differences));
         }

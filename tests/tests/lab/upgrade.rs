@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_common::{Reason, limits::LAYOUT};
 use anyhow::{Context, Result, ensure};
@@ -21,7 +21,7 @@ use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::traffic::stream::{Receiver, Sender, StreamPlan};
 
 use crate::policies::{deny_all, on};
-use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, at, port, roles, service, vip};
+use crate::scene::{DEADLINE, HTTP, POLL, SERVICE, Scene, at, port, roles, service, vip};
 use crate::services::{BACKENDS, WEB, ready, service_probes, wait_for};
 
 /// New connections a second of each generator: by service and direct, in two families.
@@ -74,6 +74,15 @@ impl Load {
                 .push(Held::start(client, HoldPlan::new(to, HELD))?);
             load.connects
                 .push(Connects::start(client, ConnectPlan::tcp(to, RATE))?);
+        }
+        // As resolvers do: a datagram each way, from a fresh port each time.
+        for to in service {
+            let proto = Proto::Udp;
+            let plan = ConnectPlan {
+                proto,
+                ..ConnectPlan::tcp(to, RATE)
+            };
+            load.connects.push(Connects::start(client, plan)?);
         }
         let receiver = &scene.actor(BACKENDS[0])?.pod;
         let ends = at(receiver.addresses(), STREAM_PORT);
@@ -356,6 +365,48 @@ fn assert_upgrade(arguments: &[&str]) -> Result<()> {
     scene.assert_answered(&service_probes(&scene, YOUNG, SERVICE)?, BACKENDS[0])?;
     load.more()?;
     assert_works(&scene, &mut host)?;
+    load.stop(&scene)
+}
+
+/// The next start goes on where a kill fell into the middle of the move: new programs in force, flows still on their way.
+#[test]
+fn killed_while_flows_move_the_next_start_goes_on() -> Result<()> {
+    let next = next_binary()?;
+    let mut scene = scene(&[])?;
+    let load = Load::start(&scene)?;
+    load.more()?;
+    let plan = plan(&scene, Some(next));
+    scene.agent.terminate()?;
+    let mut killed = Agent::launch(&scene.node, plan.clone())?;
+    let end = Instant::now() + DEADLINE;
+    while scene.pinned().in_force()?.layout() == LAYOUT {
+        ensure!(
+            Instant::now() < end,
+            "it does not take over:\n{}",
+            killed.log_tail()
+        );
+        // Another process's map tells nobody that it changed.
+        std::thread::sleep(POLL);
+    }
+    killed.kill()?;
+    let word = scene.pinned().in_force()?;
+    ensure!(
+        word.handover() && word.from() == LAYOUT,
+        "killed too late to show anything: {word:?}\n{}",
+        killed.log_tail()
+    );
+    load.more()?;
+    scene.agent.start_again_as(plan)?;
+    scene.settle()?;
+    load.more()?;
+    let after = in_force(&scene)?;
+    ensure!(
+        after.layout == LAYOUT + 1 && !after.moving,
+        "{after:?}\n{}",
+        scene.agent.log_tail()
+    );
+    let maps = layouts(&scene)?;
+    ensure!(maps.len() == 1, "{maps:?}");
     load.stop(&scene)
 }
 

@@ -7,7 +7,6 @@ use agent_common::{
 
 use super::super::{Bits, Datapath, Write};
 use super::{MigrateError, OldMaps};
-use crate::model::Direction;
 
 /// Reads what the agent of the old layout wrote, and writes it. Returns how many entries there were.
 ///
@@ -78,8 +77,6 @@ fn writes(old: &OldMaps) -> Result<Vec<Write>, MigrateError> {
     }
     for (_, slot, pod) in old.read("pods", 0, Pod::default())? {
         writes.push(Write::Pod(slot, pod));
-        writes.push(Write::PodSet(slot, Direction::Egress, pod.egress));
-        writes.push(Write::PodSet(slot, Direction::Ingress, pod.ingress));
         writes.push(Write::Epoch(slot, pod.epoch));
     }
     for (_, ifindex, link) in old.read("links", 0, no_link)? {

@@ -164,8 +164,9 @@ pub(in super::super) fn array(map: BorrowedFd<'_>) -> io::Result<Entries> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
+    let mut element = Vec::with_capacity(stride);
     for index in 0..info.max_entries {
-        let mut element = Vec::with_capacity(stride);
+        element.clear();
         for offset in (0..stride).step_by(size_of::<u64>()) {
             // SAFETY: inside the mapping, which is page-aligned and made of aligned words. The writer, an agent, has ended, so nobody
             // writes; volatile, because the compiler does not know.
