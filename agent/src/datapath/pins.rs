@@ -177,14 +177,7 @@ impl Pins {
             // Left by an agent that ended before its maps were in force: it is not known how full they are.
             remove_directory(&own)?;
         }
-        for directory in [
-            own.clone(),
-            own.join("maps"),
-            pins.hooks(),
-            pins.hooks().join("maps"),
-            pins.hooks().join("programs"),
-            pins.links(),
-        ] {
+        for directory in pins.directories() {
             make_directory(&directory)?;
         }
         Ok(pins)
@@ -251,6 +244,19 @@ impl Pins {
     #[must_use]
     pub fn hooks(&self) -> PathBuf {
         self.root.join("hooks")
+    }
+
+    /// Every directory of an agent of this layout, outer ones first.
+    pub(super) fn directories(&self) -> [PathBuf; 6] {
+        let (own, hooks) = (self.directory(), self.hooks());
+        [
+            own.clone(),
+            own.join("maps"),
+            hooks.clone(),
+            hooks.join("maps"),
+            hooks.join("programs"),
+            self.links(),
+        ]
     }
 
     /// Where a map is pinned: the gate's beside the links, all others in the layout's directory.
@@ -345,15 +351,18 @@ fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
             .file_name()
             .to_string_lossy()
             .into_owned();
-        if name
-            .strip_prefix('v')
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-        {
+        if is_layout(&name) {
             found.push(name);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a name under a pin root is that of a layout's directory.
+pub(super) fn is_layout(name: &str) -> bool {
+    name.strip_prefix('v')
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn remove_directory(path: &Path) -> Result<(), PinError> {
