@@ -79,6 +79,7 @@ impl GateWord {
     }
 
     /// The layout in force; 0 before the first agent has put its programs in.
+    #[inline(always)]
     pub const fn layout(self) -> u32 {
         (self.0 >> LAYOUT) as u32
     }

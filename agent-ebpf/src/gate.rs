@@ -3,7 +3,7 @@
 use agent_common::{
     Reason,
     gate::{GateWord, slot},
-    protocol,
+    limits, protocol,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -54,11 +54,12 @@ pub fn opens(work: &Work) -> bool {
     work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
-/// The gate's word while flows move here from the tables of another layout, else 0.
+/// The gate's word while flows move here from the tables of another layout, else 0. The programs that they move from read it too, and
+/// have nobody to leave a packet to.
 #[inline(never)]
 pub fn moving() -> u64 {
     let word = word();
-    if word.handover() && !cfg!(mutant = "no-handover") {
+    if word.handover() && word.layout() == limits::LAYOUT && !cfg!(mutant = "no-handover") {
         word.0
     } else {
         0

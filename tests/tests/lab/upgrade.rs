@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_common::{Reason, limits::LAYOUT};
@@ -14,6 +15,7 @@ use serde_json::json;
 use tests::lab::agent::{Agent, AgentPlan, next_binary};
 use tests::lab::host::HostProcess;
 use tests::lab::manifests::{self, Endpoint};
+use tests::lab::netns::Netns;
 use tests::lab::traffic::Proto;
 use tests::lab::traffic::connects::{ConnectPlan, Connects};
 use tests::lab::traffic::counters::Counters;
@@ -46,7 +48,7 @@ const YOUNG: u8 = 21;
 
 /// Everything that must not notice.
 struct Load {
-    connects: Vec<Connects>,
+    connects: Vec<(ConnectPlan, Connects)>,
     held: Vec<Held>,
     streams: Vec<(Sender, Receiver)>,
     denied: Vec<Connects>,
@@ -72,8 +74,7 @@ impl Load {
         for to in service.into_iter().chain(direct) {
             load.held
                 .push(Held::start(client, HoldPlan::new(to, HELD))?);
-            load.connects
-                .push(Connects::start(client, ConnectPlan::tcp(to, RATE))?);
+            load.connect(client, ConnectPlan::tcp(to, RATE))?;
         }
         // As resolvers do: a datagram each way, from a fresh port each time.
         for to in service {
@@ -82,7 +83,7 @@ impl Load {
                 proto,
                 ..ConnectPlan::tcp(to, RATE)
             };
-            load.connects.push(Connects::start(client, plan)?);
+            load.connect(client, plan)?;
         }
         let receiver = &scene.actor(BACKENDS[0])?.pod;
         let ends = at(receiver.addresses(), STREAM_PORT);
@@ -106,16 +107,21 @@ impl Load {
         Ok(load)
     }
 
+    fn connect(&mut self, client: &Arc<Netns>, plan: ConnectPlan) -> Result<()> {
+        self.connects.push((plan, Connects::start(client, plan)?));
+        Ok(())
+    }
+
     /// Waits until every generator has had its share of another phase.
     fn more(&self) -> Result<()> {
         let rounds: u64 = self.held.iter().map(Held::rounds).sum();
         let wanted: Vec<u64> = self
             .connects
             .iter()
-            .map(|load| load.so_far().1 + PHASE)
+            .map(|(_, load)| load.so_far().1 + PHASE)
             .collect();
-        for (load, wanted) in self.connects.iter().zip(wanted) {
-            wait_for(load, wanted)?;
+        for ((plan, load), wanted) in self.connects.iter().zip(wanted) {
+            wait_for(load, wanted).with_context(|| format!("{} to {}", plan.proto, plan.to))?;
         }
         for held in &self.held {
             ensure!(held.failed() == 0, "{:?}", held.connections());
@@ -129,7 +135,7 @@ impl Load {
     fn stop(self, scene: &Scene) -> Result<()> {
         let drops = scene.pinned().all_drops()?;
         let mut made = 0;
-        for load in self.connects {
+        for (_, load) in self.connects {
             let report = load.stop()?;
             ensure!(
                 report.failed() == 0 && report.retransmits == 0,
