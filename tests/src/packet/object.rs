@@ -33,7 +33,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("events", RING_BYTES),
 ];
 
-/// What a program array slot holds, by program name; first the hooks' own.
+/// What a program array slot holds, by program name.
 const PROGRAMS: &[(u32, &str)] = &[
     (hook::FROM_POD, "from_pod"),
     (hook::TO_POD, "to_pod"),
@@ -78,50 +78,63 @@ pub fn open(set_retval: bool) -> Result<Ebpf> {
     loader.load(bytes()?).context("loading the eBPF object")
 }
 
-/// Loads the TC programs and fills the program array, which the caller keeps: with its last descriptor the kernel empties it.
+/// The program arrays.
+pub struct Arrays {
+    programs: ProgramArray<MapData>,
+    gate: ProgramArray<MapData>,
+}
+
+impl Arrays {
+    /// Empties a slot; a hook's also in the gate.
+    ///
+    /// # Errors
+    /// It was empty.
+    pub fn clear(&mut self, slot: u32) -> Result<()> {
+        self.programs.clear_index(&slot)?;
+        if slot < hook::HOOKS {
+            self.gate.clear_index(&gate::slot(0, slot))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads the TC programs and fills the program arrays, which the caller keeps: with its last descriptor the kernel empties one.
 ///
 /// # Errors
 /// The verifier refuses a program; the message ends with its last lines.
-pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
+pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<Arrays> {
     for name in PROGRAMS.iter().map(|(_, name)| *name).chain(STUBS) {
         load_program(ebpf, name)?;
     }
     let array = ebpf
         .take_map("programs")
         .context("no map `programs` in the object")?;
-    let mut array = ProgramArray::try_from(array)?;
-    fill(ebpf, &mut array)?;
-    open_gate(ebpf)?;
-    Ok(array)
+    let array = ProgramArray::try_from(array)?;
+    let gate = ebpf
+        .take_map("gate")
+        .context("no map `gate` in the object")?;
+    let mut arrays = Arrays {
+        programs: array,
+        gate: ProgramArray::try_from(gate)?,
+    };
+    fill(ebpf, &mut arrays)?;
+    Ok(arrays)
 }
 
-/// Puts the hooks' programs into the gate's first side, which is in force where nobody has stored its word.
-fn open_gate(ebpf: &mut Ebpf) -> Result<()> {
-    for (hook, name) in PROGRAMS.iter().take(STUBS.len()) {
-        let program = ebpf
-            .program(name)
-            .with_context(|| format!("no program `{name}` in the object"))?;
-        let program: &SchedClassifier = program.try_into()?;
-        let program = program.fd()?.try_clone()?;
-        let gate = ebpf
-            .map_mut("gate")
-            .context("no map `gate` in the object")?;
-        ProgramArray::try_from(gate)?.set(gate::slot(0, *hook), &program, 0)?;
-    }
-    Ok(())
-}
-
-/// Fills the program array.
+/// Fills the program arrays; of the gate the first side, which is in force where nobody has stored its word.
 ///
 /// # Errors
 /// A program was not loaded, or the kernel refuses the write.
-pub fn fill(ebpf: &Ebpf, array: &mut ProgramArray<MapData>) -> Result<()> {
+pub fn fill(ebpf: &Ebpf, arrays: &mut Arrays) -> Result<()> {
     for (slot, name) in PROGRAMS {
         let program = ebpf
             .program(name)
             .with_context(|| format!("no program `{name}` in the object"))?;
         let program: &SchedClassifier = program.try_into()?;
-        array.set(*slot, program.fd()?, 0)?;
+        arrays.programs.set(*slot, program.fd()?, 0)?;
+        if *slot < hook::HOOKS {
+            arrays.gate.set(gate::slot(0, *slot), program.fd()?, 0)?;
+        }
     }
     Ok(())
 }
