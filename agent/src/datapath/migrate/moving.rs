@@ -76,29 +76,43 @@ pub(in super::super) fn move_flows(old: &OldMaps, pins: &Pins) -> Result<Moved, 
             Ok(())
         })?;
     }
-    if let Some(sockets) = old.map("sock_reverse") {
-        let fd = open("sock_reverse")?;
-        let no_key = SocketReverseKey {
-            cookie: 0,
-            address: Address::NONE,
-            port_be: 0,
-            protocol: 0,
-            _zero: [0; 5],
-        };
-        let no_service = SocketReverse {
-            address: Address::NONE,
-            port_be: 0,
-            _zero: [0; 2],
-            backend: 0,
-            backend_generation: 0,
-            service: 0,
-        };
-        sockets.for_each(no_key, no_service, |key, service| {
-            moved.sockets += insert(&fd, &key, &service)?;
-            Ok(())
-        })?;
-    }
+    let no_key = SocketReverseKey {
+        cookie: 0,
+        address: Address::NONE,
+        port_be: 0,
+        protocol: 0,
+        _zero: [0; 5],
+    };
+    let no_service = SocketReverse {
+        address: Address::NONE,
+        port_be: 0,
+        _zero: [0; 2],
+        backend: 0,
+        backend_generation: 0,
+        service: 0,
+    };
+    moved.sockets = copy(old, &open, "sock_reverse", no_key, no_service)?;
     Ok(moved)
+}
+
+/// Copies a table whose entries stand each for itself (affinity will be another); `key` and `value` are defaults of their fields.
+fn copy<K: Pod, V: Pod>(
+    old: &OldMaps,
+    open: &impl Fn(&'static str) -> Result<OwnedFd, MigrateError>,
+    name: &'static str,
+    key: K,
+    value: V,
+) -> Result<u64, MigrateError> {
+    let Some(table) = old.map(name) else {
+        return Ok(0);
+    };
+    let new = open(name)?;
+    let mut copied = 0;
+    table.for_each(key, value, |key, value| {
+        copied += insert(&new, &key, &value)?;
+        Ok(())
+    })?;
+    Ok(copied)
 }
 
 /// Puts an entry in where there is none; returns how many were put in.
