@@ -62,7 +62,8 @@ fn build() -> Result<(), String> {
     }
 
     let linker = linker()?;
-    let target_dir = target_dir(&out, mutant.as_deref(), log)?;
+    let next = env::var_os("CARGO_FEATURE_LAYOUT_NEXT").is_some();
+    let target_dir = target_dir(&out, mutant.as_deref(), next, log)?;
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
@@ -85,6 +86,11 @@ fn build() -> Result<(), String> {
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_dir)
         .args(log.then_some("--features=log"))
+        .args(
+            next.then_some(["--features", "layout-next"])
+                .into_iter()
+                .flatten(),
+        )
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
     let status = cargo.status().map_err(|error| {
@@ -118,18 +124,20 @@ fn mutant() -> Result<Option<String>, String> {
     }
 }
 
-/// `target/ebpf`, `target/ebpf-log`, or `target/ebpf-mutants/NAME`: beside the profile directory that `OUT_DIR` lies in.
-fn target_dir(out: &Path, mutant: Option<&str>, log: bool) -> Result<PathBuf, String> {
+/// `target/ebpf`, `target/ebpf-log`, or `target/ebpf-mutants/NAME`, each with `-next` behind it for the tests' next layout: beside the
+/// profile directory that `OUT_DIR` lies in.
+fn target_dir(out: &Path, mutant: Option<&str>, next: bool, log: bool) -> Result<PathBuf, String> {
     let target = out
         .ancestors()
         .find(|ancestor| ancestor.file_name() == Some(OsStr::new("build")))
         .and_then(Path::parent)
         .and_then(Path::parent)
         .ok_or_else(|| format!("cannot find the target directory above {}", out.display()))?;
+    let suffix = if next { "-next" } else { "" };
     Ok(match mutant {
-        None if log => target.join("ebpf-log"),
-        None => target.join("ebpf"),
-        Some(name) => target.join("ebpf-mutants").join(name),
+        None if log => target.join(format!("ebpf-log{suffix}")),
+        None => target.join(format!("ebpf{suffix}")),
+        Some(name) => target.join("ebpf-mutants").join(format!("{name}{suffix}")),
     })
 }
 

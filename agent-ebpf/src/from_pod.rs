@@ -1,8 +1,8 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, hook, lookup::Tables,
-    pod_flag, protocol,
+    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord, hook,
+    lookup::Tables, pod_flag, protocol,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -10,6 +10,7 @@ use crate::{
     conntrack::{backend_holds, close, judged, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     flow::{Opened, forget_found, midstream, open},
+    gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, arp_sender, parse, pull, skb, tcp},
     policy::{enforced, judge, slot_of, store},
@@ -118,6 +119,13 @@ pub fn new(ctx: &TcContext) -> i32 {
         // The address moved to another link, the flow is over, or its backend is gone: begin anew.
         let key = work.tuple;
         forget_found(work, flow, &key);
+    } else if !opens(work) {
+        let moving = moving();
+        // Nobody but an opener sends to a service.
+        let stays = GateWord(moving).only_rest() && is_cluster_ip(&work.tuple.destination);
+        if moving != 0 && !(stays && work.tuple.protocol != protocol::TCP) {
+            return hand_over(ctx, moving, hook::FROM_POD);
+        }
     }
     work.forward_key = work.tuple;
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {

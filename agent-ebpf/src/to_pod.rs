@@ -9,6 +9,7 @@ use crate::{
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     flow::{Opened, forget_found, midstream, open},
     from_pod::{again_from, begin},
+    gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, pull, skb, tcp},
     policy::{enforced, slot_of},
@@ -152,6 +153,15 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         let key = work.forward_key;
         forget_found(work, flow, &key);
+    } else {
+        let moving = moving();
+        // What a pod of this node opens was seen in `from_pod`: if it is not known here, the programs of the other side were
+        // in force in that instant, and know it.
+        if moving != 0
+            && (!opens(work) || (!host && slot_of(Maps.address(&work.tuple.source)) != NO_SLOT))
+        {
+            return hand_over(ctx, moving, hook::TO_POD);
+        }
     }
     work.forward_key = work.tuple;
     if host {

@@ -12,12 +12,14 @@ pub mod counters;
 pub mod drift;
 pub mod events;
 pub mod faulty;
+mod gate;
 mod grace;
 pub mod host;
 mod kernel;
 pub mod load;
 pub mod log;
 pub mod memory;
+mod migrate;
 pub mod object;
 pub mod pins;
 pub mod readback;
@@ -26,6 +28,7 @@ mod sys;
 mod words;
 
 pub use kernel::KernelDatapath;
+pub use migrate::{MigrateError, Moved};
 
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, GroupEntry, Head, LinkEntry, Pod, Prefix,

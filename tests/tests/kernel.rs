@@ -16,6 +16,7 @@ use agent_common::{
     Tuple, Verdict, address_kind, backend_state, clock, limits, pod_flag, protocol, rule_bits,
     set_flag,
 };
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use sluice::datapath::attach::{Attacher, Mode};
 use sluice::datapath::cgroup::{self, Sockets};
@@ -305,13 +306,36 @@ fn pins_that_differ_are_refused_and_left_alone() {
     );
     assert!(!error.contains('\n'));
     drop(pins);
+}
 
-    fs::create_dir(root.0.join("v999")).unwrap();
-    let error = Pins::open(&root.0).unwrap_err();
-    assert!(
-        matches!(error, PinError::OtherLayout { ref found, .. } if found == "v999"),
-        "{error}"
-    );
+/// A pin root where a layout is in force that this agent does not know, or one from before there was a gate.
+#[test]
+fn layouts_without_a_way_from_them_are_refused_in_one_line_and_left_alone() {
+    let root = Root::new();
+    let (pins, loaded) = root.load();
+    let word = pins.map("gate_word");
+    drop((pins, loaded));
+    let mut word: Array<_, u64> =
+        Array::try_from(Map::Array(MapData::from_pin(word).unwrap())).unwrap();
+    word.set(0, 999 << 32, 0).unwrap();
+    let refused = |root: &Root, layout: &str| {
+        let error = Pins::open(&root.0).unwrap_err();
+        assert!(
+            matches!(error, PinError::OtherLayout { ref found, .. } if found == layout),
+            "{error}"
+        );
+        assert!(!error.to_string().contains('\n'), "{error}");
+    };
+    refused(&root, "v999");
+    let own = root.0.join(format!("v{}/maps/services", limits::LAYOUT));
+    assert!(own.exists(), "what is there stays");
+
+    let before = Root::new();
+    fs::create_dir_all(before.0.join("v1/links")).unwrap();
+    refused(&before, "v1");
+    // Left by an agent that never got as far as its links: nothing is in force.
+    fs::remove_dir(before.0.join("v1/links")).unwrap();
+    before.load();
 }
 
 #[test]

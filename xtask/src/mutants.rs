@@ -52,6 +52,15 @@ const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> M
     }
 }
 
+/// The upgrade to another layout, in the lab.
+const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
+    lab(
+        name,
+        removes,
+        "upgrade::an_agent_of_another_layout_takes_over_and_an_older_one_refuses",
+    )
+}
+
 /// Every mutant.
 pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -82,6 +91,18 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "epoch-before-write",
         "agent/src/plan/steps.rs: epochs that rise after the last write and not before the first",
         "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    upgrade(
+        "upgrade-without-copy",
+        "agent/src/datapath/migrate/moving.rs: the copy of flows from the tables of another layout",
+    ),
+    upgrade(
+        "no-handover",
+        "agent-ebpf/src/gate.rs: packets of flows that are not copied yet go to the programs of the other layout",
+    ),
+    upgrade(
+        "flip-before-fill",
+        "agent/src/datapath/load.rs: the new layout's maps are filled before its programs are in force",
     ),
     unit(
         "prune-before-sync",

@@ -104,6 +104,7 @@ impl Attach for Attachments {
             let (sockets, _) = Sockets::attach(&self.pins, &self.programs, &self.cgroup)?;
             self.sockets = Some(sockets);
         }
+        let unsettled = self.programs.settle(&self.pins).err();
         self.tell(local, &report);
         self.repaired.append(&mut report.repaired);
         let failed = report.failed.iter().map(|(place, error)| {
@@ -115,7 +116,11 @@ impl Attach for Attachments {
                 ),
             )
         });
-        Ok(failed.chain(report.problems).collect())
+        let unsettled = unsettled.map(|error| {
+            let what = "connections of the Sluice before";
+            Problem::new(what, format!("not taken over yet: {error}; tried again"))
+        });
+        Ok(failed.chain(report.problems).chain(unsettled).collect())
     }
 
     fn check(&mut self) -> Vec<Problem> {

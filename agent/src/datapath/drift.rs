@@ -186,9 +186,7 @@ impl Maps {
     /// Checks directories, pins of maps, and the slots of the program array, and mends them.
     pub fn check(&self, pins: &Pins, programs: &Programs, found: &mut Found) {
         // The slots first: a packet that meets an empty one passes unjudged.
-        if let Some(array) = self.maps.get("programs") {
-            check_slots(array, programs, found);
-        }
+        self.check_slots(programs, found);
         for directory in pins.directories() {
             if let Err(error) = make_directory(&directory) {
                 found.failed(format_args!("directory {}", directory.display()), error);
@@ -203,26 +201,35 @@ impl Maps {
             keep_pinned(&pins.map(name), &held, found);
         }
     }
-}
 
-fn check_slots(array: &Map, programs: &Programs, found: &mut Found) {
-    for (name, slot, fd) in programs.slots() {
-        let mend = || -> io::Result<bool> {
-            // Reading a program array tells the program's number.
-            let now = sys::lookup::<u32, u32>(array.fd.as_fd(), &slot)?;
-            if now == Some(sys::program_info(fd)?.id) {
-                return Ok(false);
-            }
-            sys::update(array.fd.as_fd(), &slot, &fd.as_raw_fd().cast_unsigned(), 0)?;
-            Ok(true)
+    fn check_slots(&self, programs: &Programs, found: &mut Found) {
+        let slots = match programs.slots() {
+            Ok(slots) => slots,
+            Err(error) => return found.failed("slots of the program arrays", error),
         };
-        match mend() {
-            Ok(false) => {}
-            Ok(true) => found.mended(
-                Part::Program,
-                format!("slot {slot} of the map programs did not hold {name}"),
-            ),
-            Err(error) => found.failed(format_args!("slot {slot} of the map programs"), error),
+        for (map, slot, name, fd) in slots {
+            let Some(array) = self.maps.get(map) else {
+                continue;
+            };
+            match mend_slot(array, slot, fd) {
+                Ok(false) => {}
+                Ok(true) => found.mended(
+                    Part::Program,
+                    format!("slot {slot} of the map {map} did not hold {name}"),
+                ),
+                Err(error) => found.failed(format_args!("slot {slot} of the map {map}"), error),
+            }
         }
     }
+}
+
+/// Puts a program back into its slot where another, or none, is there. Whether it was so.
+fn mend_slot(array: &Map, slot: u32, fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // Reading a program array tells the program's number.
+    let now = sys::lookup::<u32, u32>(array.fd.as_fd(), &slot)?;
+    if now == Some(sys::program_info(fd)?.id) {
+        return Ok(false);
+    }
+    sys::update(array.fd.as_fd(), &slot, &fd.as_raw_fd().cast_unsigned(), 0)?;
+    Ok(true)
 }

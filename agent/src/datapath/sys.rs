@@ -5,6 +5,7 @@
 mod walk;
 
 pub(super) use walk::next_key;
+pub(super) mod raw;
 
 use std::ffi::CString;
 use std::io;

@@ -291,6 +291,15 @@ fn spawn(plan: &AgentPlan, netns: &Netns, notify: &Notify, log: &Path) -> Result
     Process::spawn(plan.command(notify.path(), file)?, netns, None)
 }
 
+/// A `sluice` whose maps have the next layout (feature `layout-next`): `SLUICE_NEXT_BIN`, or the one that `cargo xtask test lab` built.
+///
+/// # Errors
+/// There is none.
+pub fn next_binary() -> Result<PathBuf> {
+    program::find("sluice-next", "SLUICE_NEXT_BIN")
+        .context("build it with `cargo build --package sluice --features layout-next`")
+}
+
 /// The `sluice` binary: `SLUICE_BIN`, or the one of this build.
 ///
 /// # Errors

@@ -18,4 +18,5 @@ mod services;
 mod tour;
 mod two_nodes;
 mod unfit;
+mod upgrade;
 mod verdict;

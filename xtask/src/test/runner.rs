@@ -15,6 +15,9 @@ use crate::{setup, shell, workspace};
 /// Targets of tests that start `sluice` as a process.
 const START_THE_AGENT: [&str; 2] = ["lab", "cluster"];
 
+/// The one of them that upgrades it.
+const LAB: &str = "lab";
+
 /// Builds and runs one tier.
 pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
     let started = Instant::now();
@@ -45,6 +48,9 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
     }
     // cargo builds the programs of the package whose tests it builds, and no other's.
     if cargo.iter().any(|word| START_THE_AGENT.contains(word)) {
+        if cargo.contains(&LAB) {
+            next(environment)?;
+        }
         let mut agent = workspace::cargo();
         agent
             .args(["build", "--package", "sluice", "--bin", "sluice"])
@@ -58,6 +64,24 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
         .arg("--no-run")
         .envs(environment.iter().copied());
     shell::run(setup::with_ebpf_toolchain(&mut command)).context("the tests do not build")
+}
+
+/// Builds the agent of the next layout, as `sluice-next` beside the ordinary one, which must be built after it.
+fn next(environment: &[(&str, &str)]) -> Result<()> {
+    let mut agent = workspace::cargo();
+    agent
+        .args(["build", "--package", "sluice", "--bin", "sluice"])
+        .args(["--features", "layout-next"])
+        .envs(environment.iter().copied());
+    shell::run(setup::with_ebpf_toolchain(&mut agent))
+        .context("the agent of the next layout does not build")?;
+    let directory = workspace::target().join("debug");
+    let (built, next) = (directory.join("sluice"), directory.join("sluice-next"));
+    // cargo would build over the file itself: to a new one, then into its place.
+    let copy = directory.join("sluice-next.new");
+    std::fs::copy(&built, &copy)
+        .and_then(|_| std::fs::rename(&copy, &next))
+        .with_context(|| format!("cannot copy {} to {}", built.display(), next.display()))
 }
 
 /// Runs test binaries that are built, passing on what they print; `filter` is for the harness.
