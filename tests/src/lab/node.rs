@@ -262,6 +262,15 @@ impl Node {
         pod::create(&self.lab, self, plans)
     }
 
+    /// The next addresses of the node's ranges that were never used, for a [`PodSpec`] that is to have them.
+    ///
+    /// # Errors
+    /// The range is used up.
+    pub fn spare_addresses(&self) -> Result<(Ipv4Addr, Ipv6Addr)> {
+        let last = self.take_address()?;
+        Ok((self.pod_ipv4(last), self.pod_ipv6(last)))
+    }
+
     fn take_address(&self) -> Result<u8> {
         let next = |last: u8| (last < u8::MAX - 1).then_some(last + 1);
         self.next_pod
