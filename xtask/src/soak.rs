@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::setup::{self, Need};
 use crate::run::become_process;
+use crate::setup::{self, Need};
 use crate::{mutants, shell, workspace};
 
 /// Two nodes on this machine, each with its agent, in namespaces of their own: random changes of services, endpoints,
@@ -51,7 +51,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     shell::run(setup::with_ebpf_toolchain(&mut build))?;
 
-    let profile = if arguments.release { "release" } else { "debug" };
+    let profile = if arguments.release {
+        "release"
+    } else {
+        "debug"
+    };
     let built = workspace::target().join(profile);
     let mut soak = shell::as_root(built.join("soak"))?;
     soak.current_dir(workspace::root())
