@@ -112,7 +112,13 @@ pub fn run(plan: &Plan) -> Result<Tally> {
     }
     let outside = outside(&lab)?;
     let cast = Cast::new(&mut dice, &nodes, &mut world)?;
-    let mut churn = Churn::new(Dice::of(plan.seed, 2), &nodes, world, cast)?;
+    let mut churn = Churn::new(
+        Dice::of(plan.seed, 2),
+        &nodes,
+        lab.wire().netns(),
+        world,
+        cast,
+    )?;
     let mut agents = Vec::new();
     for node in &nodes {
         let plan = AgentPlan::new(node, Source::Manifests(manifests.clone()))?;

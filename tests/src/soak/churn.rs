@@ -1,6 +1,7 @@
 //! Random changes, one after the other: endpoints, services, policies, labels, pods, links; and kills of the agents.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::dice::Dice;
 use super::policy::{NAMESPACES, PORTS, namespace_labels, policy};
 use super::world::World;
 use crate::lab::manifests::{self, Endpoint, ServicePort};
+use crate::lab::netns::Netns;
 use crate::lab::node::Node;
 use crate::lab::traffic::Proto;
 
@@ -30,6 +32,8 @@ const LONG_PAUSES: usize = 9;
 const LONG_PAUSE: Duration = Duration::from_millis(2500);
 /// How long a link is down or a pod away.
 const AWAY_FOR: (Duration, Duration) = (Duration::from_millis(30), Duration::from_secs(3));
+/// How long an uplink is down, at most: while it is, nothing between the nodes can be judged.
+const UPLINK_FOR: Duration = Duration::from_millis(800);
 /// How long a pod that is back waits for its object, at most.
 const UNLISTED_FOR: Duration = Duration::from_millis(600);
 /// From one kill to the next.
@@ -109,6 +113,9 @@ pub(super) struct Churn<'a> {
     services: Vec<Service>,
     policies: Vec<Option<Value>>,
     agents: Vec<Sender<Kill>>,
+    wire: &'a Arc<Netns>,
+    /// The node whose uplink is down, and until when.
+    uplink: Option<(usize, Instant)>,
     next_kill: Instant,
     /// Changes made so far.
     pub(super) changes: u64,
@@ -119,6 +126,7 @@ impl<'a> Churn<'a> {
     pub(super) fn new(
         mut dice: Dice,
         nodes: &'a [Node; 2],
+        wire: &'a Arc<Netns>,
         mut world: World,
         cast: Cast,
     ) -> Result<Self> {
@@ -140,14 +148,22 @@ impl<'a> Churn<'a> {
             }
             services.push(service);
         }
+        let mut policies = vec![None; POLICIES];
+        for place in 0..POLICIES / 2 {
+            let new = policy(&mut dice, place);
+            world.put(&new)?;
+            policies[place] = Some(new);
+        }
         Ok(Self {
             dice,
             nodes,
             world,
             cast,
             services,
-            policies: vec![None; POLICIES],
+            policies,
             agents: Vec::new(),
+            wire,
+            uplink: None,
             next_kill: Instant::now(),
             changes: 0,
         })
@@ -183,9 +199,16 @@ impl<'a> Churn<'a> {
         Ok(self.dice.between(PAUSE.0, PAUSE.1))
     }
 
-    /// Brings pods and links back that were away for long enough; the others too with `all`.
+    /// Brings pods and links back that were away for long enough.
     fn bring_back(&mut self) -> Result<()> {
         let now = Instant::now();
+        if let Some((node, until)) = self.uplink
+            && until <= now
+        {
+            self.set_uplink(node, true)?;
+            self.uplink = None;
+            self.changes += 1;
+        }
         for number in 0..self.cast.slots.len() {
             match self.cast.slots[number].shape {
                 Shape::Down(until) if until <= now => {
@@ -209,7 +232,7 @@ impl<'a> Churn<'a> {
     }
 
     fn change(&mut self) -> Result<()> {
-        match self.dice.weighted(&[26, 4, 6, 26, 16, 5, 9, 8]) {
+        match self.dice.weighted(&[26, 4, 6, 26, 16, 5, 9, 7, 1]) {
             0 => self.scale(),
             1 => self.come_or_go(),
             2 => self.change_ports(),
@@ -221,7 +244,8 @@ impl<'a> Churn<'a> {
                 self.world.put(&manifests::namespace(namespace, &labels))
             }
             6 => self.delete_pod(),
-            _ => self.link_down(),
+            7 => self.link_down(),
+            _ => self.uplink_down(),
         }
     }
 
@@ -344,6 +368,23 @@ impl<'a> Churn<'a> {
         };
         let until = Instant::now() + self.dice.between(AWAY_FOR.0, AWAY_FOR.1);
         self.cast.down(&mut self.world, number, until)
+    }
+
+    fn uplink_down(&mut self) -> Result<()> {
+        if self.uplink.is_some() {
+            return self.scale();
+        }
+        let node = self.dice.below(self.nodes.len());
+        let until = Instant::now() + self.dice.between(AWAY_FOR.0, UPLINK_FOR);
+        self.uplink = Some((node, until));
+        self.set_uplink(node, false)
+    }
+
+    fn set_uplink(&mut self, node: usize, up: bool) -> Result<()> {
+        let (wire, port) = (self.wire, self.nodes[node].wire_port());
+        let word = if up { "up" } else { "down" };
+        self.world
+            .uplink(node, up, || wire.ip(&format!("link set {port} {word}")))
     }
 
     fn kill(&mut self) {

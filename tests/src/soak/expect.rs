@@ -119,6 +119,19 @@ impl Window {
         }
     }
 
+    /// Whether what a connection crosses between this client and a target on a node, or in the world, was there all the while.
+    pub(super) fn joined(&self, flow: &Flow, target_node: Option<usize>) -> bool {
+        let client_node = match flow.client.place {
+            Place::Pod(node) | Place::Host(node) => Some(node),
+            Place::World => None,
+        };
+        let crossed = [client_node, target_node].into_iter().flatten();
+        client_node == target_node
+            || crossed
+                .into_iter()
+                .all(|node| self.around.iter().all(|state| state.uplinks[node]))
+    }
+
     /// The servers that were behind an address at any time.
     fn servers(&self, ip: IpAddr) -> impl Iterator<Item = String> {
         let states = self.around.iter();
@@ -192,8 +205,8 @@ impl Window {
         (name == server).then_some(node)
     }
 
-    /// What may become of a new connection.
-    pub(super) fn expected(&self, flow: &Flow) -> Expected {
+    /// What may become of a new connection, or of a datagram in a flow that stands already.
+    pub(super) fn expected(&self, flow: &Flow, stands: bool) -> Expected {
         let mut expected = Expected {
             unstable: !self.client_stays(flow),
             ..Expected::default()
@@ -211,10 +224,17 @@ impl Window {
                             expected.refusal = true;
                             // Refusals are rationed, and then it is silence.
                             expected.silence = true;
-                            BTreeSet::new()
+                            match stands {
+                                // A service that changes its port keeps the flows that were opened to the old one.
+                                true => view.of_any_port(node, flow.to.ip(), flow.proto),
+                                false => BTreeSet::new(),
+                            }
                         }
                         ServiceAnswer::NoLocalEndpoint => {
-                            expected.silence = true;
+                            // A call of this host's own cannot be dropped: it fails.
+                            let host = matches!(flow.client.place, Place::Host(_));
+                            expected.refusal |= host;
+                            expected.silence |= !host;
                             BTreeSet::new()
                         }
                     };
@@ -253,6 +273,9 @@ impl Window {
         node: Option<usize>,
         names: impl IntoIterator<Item = String>,
     ) {
+        if !self.joined(flow, node) {
+            (expected.silence, expected.refusal, expected.unstable) = (true, true, true);
+        }
         let (pass, denied) = self.judge(flow, target, node);
         expected.silence |= denied;
         if pass {

@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) services: Arc<ServiceView>,
     /// Links that are up.
     pub(super) links: Arc<Links>,
+    /// Whether the nodes' uplinks are.
+    pub(super) uplinks: [bool; 2],
 }
 
 #[derive(Debug)]
@@ -193,6 +195,7 @@ mod tests {
             policy: Arc::new(PolicyView::new(Arc::clone(&cluster), &Links::new(), &own)),
             services: Arc::new(ServiceView::new(cluster)),
             links: Arc::default(),
+            uplinks: [true; 2],
         }
     }
 

@@ -50,7 +50,7 @@ fn new_connection(window: &Window, done: &Done, seen: bool) -> Judgement {
     if !window.client_stays(&done.flow) {
         return Judgement::Excused;
     }
-    let expected = window.expected(&done.flow);
+    let expected = window.expected(&done.flow, done.kind == Kind::Datagram);
     let tell = |what: &str| format!("{what}; expected: {expected:?}");
     let right = || Judgement::Right {
         decided: expected.is_decided(),
@@ -121,7 +121,7 @@ fn round(history: &History, done: &Done, backend: std::net::SocketAddr, server: 
         (before, ended + super::history::GRACE),
     );
     let (_, denied) = wide.judge(&done.flow, backend, node);
-    if denied || !wide.serves(&done.flow, backend) {
+    if denied || !wide.joined(&done.flow, node) || !wide.serves(&done.flow, backend) {
         return Judgement::Excused;
     }
     match &done.outcome {
@@ -133,6 +133,6 @@ fn round(history: &History, done: &Done, backend: std::net::SocketAddr, server: 
 /// Whether a connection that is opened now can only be answered.
 pub(super) fn must_be_answered(history: &History, flow: &super::flow::Flow) -> bool {
     let now = Instant::now();
-    let expected: Expected = Window::new(history, now, now).expected(flow);
+    let expected: Expected = Window::new(history, now, now).expected(flow, false);
     !expected.silence && !expected.refusal
 }

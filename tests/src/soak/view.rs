@@ -1,7 +1,7 @@
 //! What the oracle says of one state of the world. States that differ in what has no say share a view, with what was
 //! already asked: the oracle is slow by design, and the same flows are judged again and again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -133,6 +133,25 @@ impl ServiceView {
             backends(&self.cluster, name, to.ip(), to.port(), protocol(proto))
         });
         answer.clone()
+    }
+
+    /// Where flows may end that were opened to a service's address when it had other ports.
+    pub(super) fn of_any_port(
+        &self,
+        node: usize,
+        ip: IpAddr,
+        proto: Proto,
+    ) -> BTreeSet<(IpAddr, u16)> {
+        let mut backends = BTreeSet::new();
+        for (to, of) in self.all() {
+            if to.ip() == ip
+                && of == proto
+                && let ServiceAnswer::Backends(all) = self.answer(node, to, proto)
+            {
+                backends.extend(all);
+            }
+        }
+        backends
     }
 
     /// Addresses, ports and protocols of all services.

@@ -9,7 +9,7 @@ use sluice::model::{Cluster, Kind};
 use sluice::source::{Documents, Event};
 
 use super::history::{History, State};
-use super::view::{Links, Plugged, PolicyView, ServiceView};
+use super::view::{Links, NODES, Plugged, PolicyView, ServiceView};
 use crate::lab::lock;
 use crate::lab::manifests::ManifestDir;
 
@@ -21,6 +21,7 @@ pub(super) struct World {
     documents: Documents,
     cluster: Cluster,
     links: Links,
+    uplinks: [bool; 2],
     own: [[IpAddr; 2]; 2],
     /// None until the agents are ready: nothing is held against what is written before.
     history: Option<Arc<Mutex<History>>>,
@@ -34,6 +35,7 @@ impl World {
             documents: Documents::new(),
             cluster: Cluster::default(),
             links: Links::new(),
+            uplinks: [true; 2],
             own,
             history: None,
         }
@@ -52,6 +54,7 @@ impl World {
             )),
             services: Arc::new(ServiceView::new(cluster)),
             links: Arc::new(self.links.clone()),
+            uplinks: self.uplinks,
         };
         let history = Arc::new(Mutex::new(History::new(state)));
         self.history = Some(Arc::clone(&history));
@@ -94,6 +97,21 @@ impl World {
             }
         }
         self.note(what, true, false);
+        let changed = change();
+        self.end();
+        changed
+    }
+
+    /// Takes a node's uplink up or down, by `change`.
+    pub(super) fn uplink(
+        &mut self,
+        node: usize,
+        up: bool,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.uplinks[node] = up;
+        let word = if up { "up" } else { "down" };
+        self.note(&format!("uplink of {} {word}", NODES[node]), false, false);
         let changed = change();
         self.end();
         changed
@@ -155,6 +173,7 @@ impl World {
             policy,
             services,
             links,
+            uplinks: self.uplinks,
         });
     }
 
