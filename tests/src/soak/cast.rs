@@ -147,7 +147,8 @@ impl Cast {
             if dice.chance(40) {
                 spec.name = name;
             }
-            if dice.chance(50) {
+            // Unless they are another pod's by now.
+            if dice.chance(50) && free.contains(&(ipv4, ipv6)) {
                 free.retain(|own| *own != (ipv4, ipv6));
                 spec = spec.at(ipv4, ipv6);
             }
