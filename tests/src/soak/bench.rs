@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::cast::Shared;
+use super::explain::explain;
 use super::flow::{Done, Kind};
 use super::history::{GRACE, History};
 use super::judge::{Judgement, judge};
@@ -151,9 +152,15 @@ impl Bench {
             let history = lock(&self.history);
             let states = history.tell(self.zero, from, done.ended + GRACE);
             let first = states.len().saturating_sub(STATES_TOLD);
+            let mut before = Vec::new();
             for (state, text) in &states[first..] {
                 lines.push(text.clone());
-                lines.extend(super::explain::explain(state, done));
+                let says = explain(state, done);
+                // What a state says is told where it differs from the one before.
+                if says != before {
+                    lines.extend(says.iter().cloned());
+                    before = says;
+                }
             }
             for (node, asked) in self.agents.iter().enumerate() {
                 let outages = history.tell_outages(node, self.zero, from);
@@ -193,9 +200,35 @@ impl Bench {
             .filter(ours)
             .rev()
             .take(EVENTS.1)
-            .map(|flow| format!("  flow on {}: {flow}", asked.name))
+            .map(|flow| format!("  event on {}: {}", asked.name, brief(flow)))
             .collect();
         last.reverse();
         last
     }
+}
+
+/// An event in one line that people read.
+fn brief(flow: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let end = |end: &Value| {
+        format!(
+            "{} ({}) {}",
+            text(&end["address"]),
+            text(&end["name"]),
+            end["port"]
+        )
+    };
+    format!(
+        "{} {} {} {}: {} -> {}, backend {}, on {}; egress {}, ingress {}",
+        text(&flow["time"]),
+        text(&flow["hook"]),
+        text(&flow["kind"]),
+        text(&flow["reason"]),
+        end(&flow["source"]),
+        end(&flow["destination"]),
+        end(&flow["backend"]),
+        text(&flow["interface"]),
+        flow["egress"]["policies"],
+        flow["ingress"]["policies"],
+    )
 }

@@ -185,17 +185,13 @@ impl Window {
         (pass, denied)
     }
 
-    /// Whether a backend belonged to the service all the while; an address that is no service's is its own backend.
+    /// Whether a flow that stands could keep its backend all the while; an address that is no service's is its own backend.
     pub(super) fn serves(&self, flow: &Flow, backend: SocketAddr) -> bool {
-        let (Place::Pod(node) | Place::Host(node)) = flow.client.place else {
-            return true;
-        };
         distinct(&self.around, |state| &state.services)
             .iter()
-            .all(|view| match view.answer(node, flow.to, flow.proto) {
-                ServiceAnswer::NotAService => flow.to == backend,
-                ServiceAnswer::Backends(all) => all.contains(&(backend.ip(), backend.port())),
-                _ => false,
+            .all(|view| match view.serving(flow.to.ip(), flow.proto) {
+                None => flow.to == backend,
+                Some(all) => all.contains(&(backend.ip(), backend.port())),
             })
     }
 
@@ -217,18 +213,14 @@ impl Window {
             Place::World => drop(targets.insert(direct)),
             Place::Pod(node) | Place::Host(node) => {
                 for view in self.services(node) {
-                    let now = match view.answer(node, flow.to, flow.proto) {
+                    let mut now = match view.answer(node, flow.to, flow.proto) {
                         ServiceAnswer::NotAService => BTreeSet::from([direct]),
                         ServiceAnswer::Backends(all) => all,
                         ServiceAnswer::NoSuchPort | ServiceAnswer::NoEndpoint => {
                             expected.refusal = true;
                             // Refusals are rationed, and then it is silence.
                             expected.silence = true;
-                            match stands {
-                                // A service that changes its port keeps the flows that were opened to the old one.
-                                true => view.of_any_port(node, flow.to.ip(), flow.proto),
-                                false => BTreeSet::new(),
-                            }
+                            BTreeSet::new()
                         }
                         ServiceAnswer::NoLocalEndpoint => {
                             // A call of this host's own cannot be dropped: it fails.
@@ -238,6 +230,9 @@ impl Window {
                             BTreeSet::new()
                         }
                     };
+                    if stands {
+                        now.extend(view.serving(flow.to.ip(), flow.proto).into_iter().flatten());
+                    }
                     expected.cut |= !targets.is_subset(&now);
                     targets.extend(now);
                 }

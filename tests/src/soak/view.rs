@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use sluice::compile::Options;
 use sluice::local::{Local, PodLink};
-use sluice::model::{Cluster, Protocol, intern};
+use sluice::model::{Cluster, Family, Protocol, intern};
 use sluice::oracle::policy::{Flow as Connection, Verdicts, verdict};
 use sluice::oracle::services::{ServiceAnswer, backends};
 
@@ -135,23 +135,29 @@ impl ServiceView {
         answer.clone()
     }
 
-    /// Where flows may end that were opened to a service's address when it had other ports.
-    pub(super) fn of_any_port(
-        &self,
-        node: usize,
-        ip: IpAddr,
-        proto: Proto,
-    ) -> BTreeSet<(IpAddr, u16)> {
+    /// Where a flow may go on that stands: to every endpoint that serves, whether or not new flows would be led to it, and
+    /// whatever the service's own port is by now. None where the address is no service's any more.
+    pub(super) fn serving(&self, ip: IpAddr, proto: Proto) -> Option<BTreeSet<(IpAddr, u16)>> {
+        let mut services = self.cluster.services.values();
+        let service = services.find(|service| service.cluster_ips.contains(&ip))?;
         let mut backends = BTreeSet::new();
-        for (to, of) in self.all() {
-            if to.ip() == ip
-                && of == proto
-                && let ServiceAnswer::Backends(all) = self.answer(node, to, proto)
+        for slice in self.cluster.slices.values() {
+            if slice.service != service.key || slice.family != Family::of(&ip) {
+                continue;
+            }
+            for port in slice
+                .ports
+                .iter()
+                .filter(|port| port.protocol == protocol(proto))
             {
-                backends.extend(all);
+                let serving = slice
+                    .endpoints
+                    .iter()
+                    .filter(|end| end.ready || end.serving);
+                backends.extend(serving.map(|end| (end.address, port.port)));
             }
         }
-        backends
+        Some(backends)
     }
 
     /// Addresses, ports and protocols of all services.
