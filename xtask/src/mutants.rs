@@ -57,6 +57,14 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    // The same once more: what the soak is worth. `cargo xtask soak --break=no-epoch` is this by hand.
+    Mutant {
+        name: "no-epoch",
+        removes: "agent-ebpf/src/conntrack.rs: as above, to be noticed among random changes and kills",
+        cargo: &["--package", "tests", "--test", "soak"],
+        test: "half_a_minute_of_a_known_seed_is_clean",
+        root: true,
+    },
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",

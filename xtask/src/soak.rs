@@ -1,5 +1,6 @@
 //! `cargo xtask soak`: two nodes under random changes, kills and traffic, held against the oracle.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -34,8 +35,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(name) = &arguments.broken {
-        let known: Vec<&str> = mutants::MUTANTS.iter().map(|m| m.name).collect();
-        if !known.contains(&name.as_str()) {
+        let known: BTreeSet<&str> = mutants::MUTANTS.iter().map(|m| m.name).collect();
+        if !known.contains(name.as_str()) {
+            let known: Vec<&str> = known.into_iter().collect();
             bail!("nothing is called {name}; there are: {}", known.join(", "));
         }
     }
