@@ -193,7 +193,7 @@ pub fn run(plan: &Plan) -> Result<Tally> {
         drop(context);
         let generated: Vec<Result<()>> = generators.into_iter().map(joined).collect();
         let tally = judged.join().map_err(|_| anyhow!("the judge panicked"))?;
-        for failed in kept.into_iter().filter_map(Result::err) {
+        if let Some(failed) = kept.into_iter().find_map(Result::err) {
             println!("{tally}");
             return Err(failed);
         }

@@ -71,6 +71,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "plan::tests::services::a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service",
     ),
     unit(
+        "turning-pool",
+        "agent/src/plan/steps/services.rs: a service's pool that stays when the service turns to its local endpoints, or back",
+        "plan::tests::services::every_write_leaves_the_old_answer_or_the_new",
+    ),
+    unit(
         "no-epoch-raise",
         "agent/src/plan/steps.rs: epochs that rise where something was taken away",
         "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",

@@ -149,10 +149,10 @@ impl<'a> Churn<'a> {
             services.push(service);
         }
         let mut policies = vec![None; POLICIES];
-        for place in 0..POLICIES / 2 {
-            let new = policy(&mut dice, place);
+        for (number, place) in policies.iter_mut().enumerate().take(POLICIES / 2) {
+            let new = policy(&mut dice, number);
             world.put(&new)?;
-            policies[place] = Some(new);
+            *place = Some(new);
         }
         Ok(Self {
             dice,
