@@ -1,7 +1,8 @@
 //! The judges' bench: connections wait here until all that may excuse them is known, are judged, and what is wrong is told
 //! so that the cause can be found from the output alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use super::tally::Tally;
 use crate::lab::agent::sluice_binary;
 use crate::lab::lock;
 use crate::lab::pinned::Pinned;
+use crate::lab::traffic::Outcome;
 
 /// From a connection's end to its judgement: the second after it, and some more for what is noted by other threads.
 const DELAY: Duration = GRACE.saturating_add(Duration::from_millis(500));
@@ -27,12 +29,17 @@ const DELAY: Duration = GRACE.saturating_add(Duration::from_millis(500));
 const ROUND: Duration = Duration::from_millis(100);
 /// How long a server's record of a token is kept.
 const REMEMBERED: Duration = Duration::from_secs(20);
-/// Failures that are told in full; with one more the run is given up.
-const TOLD: u64 = 12;
+/// Failures that are told in full, one of a client and its target; with one more the run is given up.
+const TOLD: usize = 12;
 /// States that a failure tells of.
 const STATES_TOLD: usize = 25;
+/// So far back a failure tells of its ends.
+const PAST: Duration = Duration::from_secs(20);
 /// Events that are looked through, and those that are told.
 const EVENTS: (&str, usize) = ("400", 8);
+
+/// Clients and targets whose failure was told.
+type Told = HashSet<(String, SocketAddr)>;
 
 /// A node's agent, as it is asked when something is wrong.
 #[derive(Debug, Clone)]
@@ -66,6 +73,7 @@ impl Bench {
         let mut tally = Tally::default();
         let mut waiting: VecDeque<Done> = VecDeque::new();
         let mut seen: HashMap<String, Instant> = HashMap::new();
+        let mut told = Told::new();
         let mut open = true;
         while open || !waiting.is_empty() {
             let round = Instant::now() + ROUND;
@@ -95,9 +103,9 @@ impl Bench {
                 tally.note(&judgement);
                 match &judgement {
                     Judgement::Right { .. } | Judgement::Excused => {}
-                    Judgement::Wrong(why) => self.tell("WRONG", &done, why, &tally),
-                    Judgement::Lost(why) => self.tell("LOST", &done, why, &tally),
-                    Judgement::Reset(why) => self.tell("RESET", &done, why, &tally),
+                    Judgement::Wrong(why) => self.tell("WRONG", &done, why, &mut told),
+                    Judgement::Lost(why) => self.tell("LOST", &done, why, &mut told),
+                    Judgement::Reset(why) => self.tell("RESET", &done, why, &mut told),
                 }
             }
         }
@@ -128,10 +136,14 @@ impl Bench {
         [0, 1].map(|node| self.agents[node].pinned.all_drops().unwrap_or_default())
     }
 
-    fn tell(&self, what: &str, done: &Done, why: &str, tally: &Tally) {
-        if tally.failures() > TOLD {
+    fn tell(&self, what: &str, done: &Done, why: &str, told: &mut Told) {
+        let pair = (done.flow.client.name.to_string(), done.flow.to);
+        if !told.insert(pair) {
+            return;
+        }
+        if told.len() > TOLD {
             if !self.stop.swap(true, Ordering::Relaxed) {
-                println!("more than {TOLD} failures: the run is given up");
+                println!("more than {TOLD} different failures: the run is given up");
             }
             return;
         }
@@ -144,12 +156,40 @@ impl Bench {
             done.token,
             done.outcome
         )];
-        if let Kind::Round { backend, server } = &done.kind {
-            lines.push(format!("in a connection that {server} ({backend}) holds"));
+        let mut since = done.began.checked_sub(PAST).unwrap_or(done.began);
+        let mut ends = vec![done.flow.client.name.to_string()];
+        if let Kind::Round {
+            backend,
+            server,
+            opened,
+        } = &done.kind
+        {
+            let at = at(*opened);
+            lines.push(format!(
+                "in a connection with {server} ({backend}), opened {at:.3} s"
+            ));
+            since = opened.checked_sub(GRACE).unwrap_or(*opened);
+            ends.push(server.clone());
+        } else if let Outcome::Answered { by, .. } = &done.outcome {
+            ends.push(by.clone());
         }
         let from = done.began.checked_sub(GRACE).unwrap_or(done.began);
         {
             let history = lock(&self.history);
+            lines.push(format!(
+                "what became of {} since {:.3} s:",
+                ends.join(" and "),
+                at(since)
+            ));
+            for (state, text) in history.tell(self.zero, since, done.ended) {
+                if ends.iter().any(|end| speaks_of(&state.what, end)) {
+                    lines.push(format!("  {text}"));
+                }
+            }
+            for (node, asked) in self.agents.iter().enumerate() {
+                let outages = history.tell_outages(node, self.zero, since);
+                lines.push(format!("  agent {}: {outages:?}", asked.name));
+            }
             let states = history.tell(self.zero, from, done.ended + GRACE);
             let first = states.len().saturating_sub(STATES_TOLD);
             let mut before = Vec::new();
@@ -161,10 +201,6 @@ impl Bench {
                     lines.extend(says.iter().cloned());
                     before = says;
                 }
-            }
-            for (node, asked) in self.agents.iter().enumerate() {
-                let outages = history.tell_outages(node, self.zero, from);
-                lines.push(format!("agent {}: {outages:?}", asked.name));
             }
         }
         for (asked, drops) in self.agents.iter().zip(self.drops()) {
@@ -205,6 +241,14 @@ impl Bench {
         last.reverse();
         last
     }
+}
+
+/// Whether a change is one of the pod that a server or client is in (`p3.7`: made the seventh time, as `p3-N`).
+fn speaks_of(change: &str, end: &str) -> bool {
+    let pod = end.split('.').next().unwrap_or(end);
+    [format!("{pod}."), format!("{pod}-")]
+        .iter()
+        .any(|name| change.contains(&format!("/{name}")) || change.contains(&format!(" {name}")))
 }
 
 /// An event in one line that people read.

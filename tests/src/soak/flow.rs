@@ -77,6 +77,8 @@ pub(super) enum Kind {
         backend: SocketAddr,
         /// The server's name.
         server: String,
+        /// When the connection was opened.
+        opened: Instant,
     },
 }
 

@@ -42,7 +42,9 @@ pub(super) fn judge(history: &History, done: &Done, seen: bool) -> Judgement {
             let window = Window::new(history, done.began, ended);
             new_connection(&window, done, seen)
         }
-        Kind::Round { backend, server } => round(history, done, *backend, server),
+        Kind::Round {
+            backend, server, ..
+        } => round(history, done, *backend, server),
     }
 }
 

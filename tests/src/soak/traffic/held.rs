@@ -26,7 +26,8 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
         false => TcpSocket::new_v4(),
     };
     let socket = socket.context("making a socket")?;
-    let mut began = Instant::now();
+    let opened = Instant::now();
+    let mut began = opened;
     let mut token = context.token('h');
     let tell = |began: Instant, token: &str, kind: Kind, outcome: Outcome| {
         context.tell(Done {
@@ -69,6 +70,7 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
         let kind = Kind::Round {
             backend,
             server: server.clone(),
+            opened,
         };
         let outcome = match tokio::time::timeout(PATIENT, ask(&mut stream, &token)).await {
             Ok(Ok(Some(answer))) => answered(answer, began),
