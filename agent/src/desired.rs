@@ -22,6 +22,11 @@ pub enum EndpointSet {
     Local,
 }
 
+impl EndpointSet {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+}
+
 /// Names a pool: the backends of one service port in one family and endpoint set.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PoolKey {

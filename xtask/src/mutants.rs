@@ -77,10 +77,23 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    // The same once more: what the soak is worth. `cargo xtask soak --break=no-epoch` is this by hand.
+    Mutant {
+        name: "no-epoch",
+        removes: "agent-ebpf/src/conntrack.rs: as above, to be noticed among random changes and kills",
+        cargo: &["--package", "tests", "--test", "soak"],
+        test: "half_a_minute_of_a_known_seed_is_clean",
+        root: true,
+    },
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",
         "plan::tests::services::a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service",
+    ),
+    unit(
+        "turning-pool",
+        "agent/src/plan/steps/services.rs: a service's pool that stays when the service turns to its local endpoints, or back",
+        "plan::tests::services::every_write_leaves_the_old_answer_or_the_new",
     ),
     unit(
         "no-epoch-raise",
