@@ -58,12 +58,15 @@ fn a_directory_that_is_gone_leaves_everything_in_force_and_status_says_since_whe
         )
     };
     scene.apply([&guard("client")])?;
-    let in_force = |allowed: &str, denied: &str| -> Result<()> {
-        scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)?;
+    let guarded = |allowed: &str, denied: &str| -> Result<()> {
         scene.assert_denied(denied, BACKENDS[0], HTTP, Reason::PolicyIngress)?;
         scene.assert_allowed(allowed, BACKENDS[0], HTTP)
     };
-    in_force("client", "stranger")?;
+    let in_force = || -> Result<()> {
+        scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)?;
+        guarded("client", "stranger")
+    };
+    in_force()?;
     let ready = scene.until_stale(0)?;
     ensure!(ready["ready"] == true, "{ready:#}");
 
@@ -81,7 +84,7 @@ fn a_directory_that_is_gone_leaves_everything_in_force_and_status_says_since_whe
         "{waits}"
     );
     println!("missing: {}, {waits}", status["sources"][0]["reason"]);
-    in_force("client", "stranger")?;
+    in_force()?;
 
     // It comes back, and is different: one policy changed.
     let changed = serde_yaml_ng::to_string(&guard("stranger"))?;
@@ -90,7 +93,7 @@ fn a_directory_that_is_gone_leaves_everything_in_force_and_status_says_since_whe
     let status = scene.until_stale(0)?;
     ensure!(status["ready"] == true, "{status:#}");
     scene.settle()?;
-    in_force("stranger", "client")
+    guarded("stranger", "client")
 }
 
 /// A source on a directory of its own file system, in a mount namespace of its own.
