@@ -85,6 +85,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "half_a_minute_of_a_known_seed_is_clean",
         root: true,
     },
+    Mutant {
+        name: "untranslated",
+        removes: "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "services::a_flow_to_an_address_that_becomes_a_services_goes_to_its_backend",
+        root: true,
+    },
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",

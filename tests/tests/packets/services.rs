@@ -39,6 +39,17 @@ rows! {
         }
     }
 
+    // A client that asks before the service is there and goes on asking from the same port, as resolvers do.
+    BOTH a_flow_to_an_address_that_becomes_a_services_goes_to_its_backend(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 53);
+        w.from_pod(&a, &Packet::udp(a.at(40000), vip)).passes_untouched();
+        w.service(vip, 17, &[b.at(5353)]);
+        w.from_pod(&a, &Packet::udp(a.at(40000), vip)).delivered_to(&b).shows(a.at(40000), b.at(5353));
+        w.from_pod(&b, &Packet::udp(b.at(5353), a.at(40000))).delivered_to(&a).shows(vip, a.at(40000));
+        assert_eq!(w.entries(), 2);
+    }
+
     // Every address and port carries into every bit of the sums somewhere.
     BOTH checksums_stay_right_whatever_the_ports(w) {
         let (a, b) = (w.pod(1), w.pod(2));
