@@ -119,6 +119,14 @@ pub enum DatapathError {
         /// Its capacity.
         capacity: u32,
     },
+    /// The kernel has no memory for an element (ENOMEM): maps that take memory for what is in them count against the agent's limit.
+    #[error(
+        "map {map}: the kernel has no memory for another entry; raise the memory limit of the agent"
+    )]
+    NoMemory {
+        /// Map name.
+        map: &'static str,
+    },
     /// An index lies beyond an array.
     #[error("index {index} lies beyond map {map} of {capacity} entries")]
     Range {

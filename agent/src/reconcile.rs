@@ -5,6 +5,7 @@
 
 mod drift;
 mod handle;
+mod news;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,9 @@ pub trait Compile: Send {
         local_changed: bool,
     ) -> Compiled;
 
+    /// Before an update: whether the plan could not do all of what it was told, see [`Compiler::hold`].
+    fn hold(&mut self, hold: bool);
+
     /// Before the first update: what the maps hold, so that numbers mean what they meant.
     fn adopt(&mut self, contents: &Contents);
 
@@ -57,6 +61,10 @@ impl Compile for Compiler {
         local_changed: bool,
     ) -> Compiled {
         Self::update(self, cluster, local, changes, local_changed)
+    }
+
+    fn hold(&mut self, hold: bool) {
+        Self::hold(self, hold);
     }
 
     fn adopt(&mut self, contents: &Contents) {
@@ -123,6 +131,8 @@ pub struct Reconciler {
     attached: bool,
     /// What attaching could not do.
     unattached: Vec<Problem>,
+    /// Problems as last published.
+    told: BTreeSet<Problem>,
     node: Text,
     cluster: Cluster,
     local: Local,
@@ -165,6 +175,7 @@ impl Reconciler {
             attach,
             attached: false,
             unattached: Vec::new(),
+            told: BTreeSet::new(),
             node,
             cluster: Cluster::default(),
             local: Local::default(),
@@ -342,6 +353,7 @@ impl Reconciler {
         };
         if first || changed {
             self.counts.changes += changes.len() as u64;
+            self.compile.hold(unfinished);
             self.compiled =
                 self.compile
                     .update(&self.cluster, &self.local, &changes, local_changed);
@@ -362,15 +374,17 @@ impl Reconciler {
                 (self.planner.insert(planner), applied)
             }
         };
-        // Where something became free, what did not fit may fit now.
-        if applied.freed && planner.unfinished() {
+        // Where something became free, what did not fit may fit now; and where peers pass through a stage, they go on.
+        let again = applied.freed || (planner.staged() && applied.problems.is_empty());
+        if again && planner.unfinished() {
             let plan = planner.plan(&Delta::default());
             add(&mut applied, apply(planner, plan, datapath));
         }
         if !self.attached || local_changed || (retried && unattached) {
             self.attach()?;
         }
-        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() {
+        let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
+        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() && !unfinished {
             None
         } else if retried {
             self.retry.map(|wait| (wait * 2).min(RETRY_MOST))
@@ -378,15 +392,14 @@ impl Reconciler {
             Some(self.retry.unwrap_or(RETRY_FIRST))
         };
         self.retry_at = self.retry.map(|wait| tokio::time::Instant::now() + wait);
-        for problem in &applied.problems {
-            tracing::warn!(object = problem.object, "{}", problem.reason);
-        }
         self.counts.writes += applied.writes;
         self.counts.applies += 1;
         self.last_apply = Some(LastApply {
             at: SystemTime::now(),
             took: started.elapsed(),
             writes: applied.writes,
+            whole: applied.problems.is_empty()
+                && self.compiled.problems.iter().all(|p| p.limit.is_none()),
         });
         self.state = None;
         self.dirty_snapshot = true;
@@ -400,14 +413,10 @@ impl Reconciler {
     fn attach(&mut self) -> Result<(), ReconcileError> {
         match self.attach.attach(&self.local) {
             Ok(problems) => {
-                for problem in &problems {
-                    tracing::warn!(object = problem.object, "{}", problem.reason);
-                }
                 self.unattached = problems;
             }
             Err(error) if !self.attached => return Err(ReconcileError::Attach(error)),
             Err(error) => {
-                tracing::warn!("cannot attach: {error}");
                 let problem = Problem::new("programs", format!("cannot be attached: {error}"));
                 self.unattached = vec![problem];
             }
@@ -451,6 +460,8 @@ impl Reconciler {
             id: None,
             reason: notice.reason.clone(),
         });
+        news::tell(&self.told, &problems);
+        self.told.clone_from(&problems);
         let notices = self.source_notices.values().cloned().chain(compiled);
         self.snapshots.send_replace(Arc::new(Snapshot {
             kinds: self.kinds.clone(),

@@ -125,6 +125,16 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent/src/datapath/load.rs: the new layout's maps are filled before its programs are in force",
     ),
     unit(
+        "no-stage",
+        "agent/src/plan/stage.rs: the stage of peers that become somebody else while pods turn to other policies",
+        "plan::tests::crash::every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges",
+    ),
+    unit(
+        "reuse-while-pointed",
+        "agent/src/compile/enforcement.rs: the rest of numbers that something may still point to because a write failed",
+        "plan::tests::faults::changes_under_a_fault_that_lasts_are_never_torn_and_made_good_when_it_ends",
+    ),
+    unit(
         "prune-before-sync",
         "agent/src/reconcile.rs: the wait for every kind before the first apply",
         "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",

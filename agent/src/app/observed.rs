@@ -318,10 +318,9 @@ impl Awaited {
                 let last = snapshot.last_apply.as_ref();
                 if let Some(last) = last.filter(|last| Some(last.at) != applied) {
                     applied = Some(last.at);
-                    let whole = snapshot.problems.iter().all(|p| p.limit.is_none());
                     metrics.applied(
                         last.took,
-                        if whole {
+                        if last.whole {
                             ApplyResult::Ok
                         } else {
                             ApplyResult::Partial

@@ -55,8 +55,9 @@ fn refused(map: &'static str, capacity: u32, error: MapError) -> DatapathError {
         other => io::Error::other(other),
     };
     match source.raw_os_error() {
-        // E2BIG: hash; ENOSPC: trie; ENOMEM: an element that is allocated on demand found no memory.
-        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => DatapathError::Full { map, capacity },
+        // E2BIG: hash; ENOSPC: trie.
+        Some(libc::E2BIG | libc::ENOSPC) => DatapathError::Full { map, capacity },
+        Some(libc::ENOMEM) => DatapathError::NoMemory { map },
         _ => DatapathError::Kernel { map, source },
     }
 }

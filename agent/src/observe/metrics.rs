@@ -5,6 +5,7 @@
 mod exposition;
 pub mod server;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -46,7 +47,7 @@ families! {
     SYNCED: Gauge "sluice_source_synced", "1 where every object of the kind was told at least once.";
     STALE: Gauge "sluice_source_stale_seconds", "For how long the source of the kind has been lost; 0 where it is not. The last state stays in force.";
     REJECTED: Gauge "sluice_rejected_objects", "Objects that were not taken; what they replaced stays in force.";
-    PROBLEMS: Gauge "sluice_problems", "Things that are not in force as the cluster asks; `sluice status` names them.";
+    PROBLEMS: Gauge "sluice_problems", "Things that are not in force as the cluster asks, by the map that has no room for them (none: another reason); `sluice status` names them.";
     NOTICES: Gauge "sluice_notices", "Things worth knowing that are no error.";
     ATTACHED: Gauge "sluice_attached_programs", "Places where a program is attached, by hook.";
     MAP_ENTRIES: Gauge "sluice_map_entries", "Entries in use of a map.";
@@ -173,16 +174,30 @@ fn agent(out: &mut Exposition, summary: &Summary) {
     out.sample(&[], started.unwrap_or_default().as_secs_f64());
     for (family, list) in [
         (REJECTED, summary.rejected.len()),
-        (PROBLEMS, summary.problems.len()),
         (NOTICES, summary.notices.len()),
     ] {
         out.family(family);
         out.sample(&[], list as u64);
     }
+    problems(out, summary);
     out.family(ATTACHED);
     for hook in 0..hook::HOOKS {
         let here = summary.attached.iter().filter(|a| a.hook == hook).count();
         out.sample(&[("hook", hook::name(hook))], here as u64);
+    }
+}
+
+/// Problems by the map that is full; without one, under the empty label.
+fn problems(out: &mut Exposition, summary: &Summary) {
+    let maps = summary.maps.iter().map(|map| (map.name.as_str(), 0));
+    let mut counts: BTreeMap<&str, u64> = maps.chain([("", 0)]).collect();
+    for problem in &summary.problems {
+        let limit = problem.limit.map_or("", |limit| limit.map);
+        *counts.entry(limit).or_default() += 1;
+    }
+    out.family(PROBLEMS);
+    for (limit, count) in counts {
+        out.sample(&[("limit", limit)], count);
     }
 }
 

@@ -47,6 +47,8 @@ pub struct LastApply {
     pub took: Duration,
     /// Map writes.
     pub writes: u64,
+    /// Nothing was refused for want of room or by the kernel.
+    pub whole: bool,
 }
 
 /// The small picture, published after each apply.

@@ -22,7 +22,7 @@ const SERVICES: u8 = 3;
 
 /// What a client of a service meets.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Direct,
     Refused,
     Dropped,
@@ -118,9 +118,13 @@ fn delta(old: &Desired, new: &Desired) -> Delta {
 }
 
 fn ask(maps: &Contents, service: u8) -> Answer {
-    let key = key(service);
+    answer(maps, &key(service))
+}
+
+/// What clients of a service address meet, all of them together.
+pub(super) fn answer(maps: &Contents, key: &ServiceKey) -> Answer {
     let entry = maps.addresses.get(&key.address).copied();
-    match target(maps, &key, entry) {
+    match target(maps, key, entry) {
         Target::Direct => Answer::Direct,
         Target::NoEndpoint => Answer::Refused,
         Target::NoLocalEndpoint => Answer::Dropped,
@@ -190,7 +194,7 @@ fn owner(pool: &PoolKey) -> PoolKey {
 }
 
 /// Every backend number that is alive, by service and endpoint.
-fn alive(planner: &Planner) -> BTreeMap<(PoolKey, (IpAddr, u16)), (u32, u32)> {
+pub(super) fn alive(planner: &Planner) -> BTreeMap<(PoolKey, (IpAddr, u16)), (u32, u32)> {
     let mut all = BTreeMap::new();
     for (pool, state) in &planner.pools.states {
         for (endpoint, number) in &state.ids {
