@@ -39,13 +39,13 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
             outcome,
         });
     };
-    let opened = tokio::time::timeout(patience, async {
+    let connecting = tokio::time::timeout(patience, async {
         let mut stream = socket.connect(flow.to).await?;
         stream.set_nodelay(true)?;
         let answer = ask(&mut stream, &token).await?;
         Ok::<_, std::io::Error>((stream, answer))
     });
-    let (mut stream, first) = match opened.await {
+    let (mut stream, first) = match connecting.await {
         Ok(Ok((stream, Some(answer)))) => (stream, answer),
         Ok(Ok((_, None))) => {
             tell(began, &token, Kind::Request, Outcome::Closed);
