@@ -4,16 +4,17 @@
 //! | --- | --- |
 //! | the caller's | sources, netlink, events, collection, admin socket, metrics: one current-thread runtime |
 //! | `reconcile` | the loop that owns the cluster and writes maps; its writes block |
-//! | blocking pool | collection of flows by age |
+//! | blocking pool | collection of flows by age, `flows` |
 
 mod attachments;
+mod flows;
 mod observed;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use agent_common::{Config as MapConfig, feature, limits};
 use anyhow::{Context, Result};
@@ -23,8 +24,8 @@ use tracing::{info, warn};
 use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
-use crate::datapath::conntrack::{Conntrack, Table};
-use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
+use crate::datapath::collector::Collector;
+use crate::datapath::{Datapath, Write, host, load, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
 use crate::model::{Kind, intern};
 use crate::observe::flows::FlowHub;
@@ -34,7 +35,10 @@ use crate::reconcile::{Handle, Reconciler};
 use crate::source::{self, KubeSource, ManifestSource, Source};
 
 use attachments::Attachments;
-use observed::{Awaited, FlowUse, Observed};
+use flows::FlowUse;
+use observed::{Awaited, Observed};
+
+pub use flows::FlowChoice;
 
 /// Where cluster state comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,18 +70,14 @@ pub struct Config {
     pub ip_block_mode: IpBlockMode,
     /// What holds for pods that no source knows yet.
     pub unknown_pod: UnknownPod,
-    /// Entries of `conntrack`, two per flow.
-    pub conntrack_max: u32,
+    /// How many flows are kept, and for how long.
+    pub flows: FlowChoice,
     /// Where metrics are served, if they are.
     pub metrics_address: Option<SocketAddr>,
 }
 
 /// Events that may wait for the reconciler: a source that is faster is held back.
 const QUEUE: usize = 4_096;
-/// Time between two collections of flows by age: a quarter of the shortest lifetime is soon enough, and at a million entries a
-/// pass takes a fraction of it.
-const COLLECT_EVERY: Duration = Duration::from_secs(limits::UDP_UNREPLIED_SECONDS as u64 / 4);
-
 /// Runs the agent until it is told to end. The datapath stays in force.
 ///
 /// # Errors
@@ -101,11 +101,7 @@ async fn serve(config: Config) -> Result<()> {
     };
     let cgroup = host::cgroup(config.cgroup.as_deref())?;
     let pins = Arc::new(Pins::open(&config.pin_root)?);
-    let sizes = object::Sizes {
-        conntrack: config.conntrack_max,
-        unreplied: config.conntrack_max / 2,
-    };
-    let mut loaded = load::load(&pins, &sizes)?;
+    let mut loaded = load::load(&pins, &config.flows.sizes(), &config.flows.timeouts)?;
     loaded
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
@@ -140,6 +136,7 @@ async fn serve(config: Config) -> Result<()> {
         FlowHub::default(),
     );
     let awaited = Awaited::new(&readiness, source.name(), source.kinds());
+    let collector = Collector::new(loaded.conntrack, &pins, config.flows.share_percent)?;
     let flow_use = Arc::<FlowUse>::default();
     let observed = Arc::new(Observed {
         config: config.clone(),
@@ -152,6 +149,7 @@ async fn serve(config: Config) -> Result<()> {
         counters: loaded.counters,
         flow_use: Arc::clone(&flow_use),
         capacities: loaded.capacities,
+        kept: loaded.kept,
         hub: hub.clone(),
     });
     let switch = Switch::open(&pins)?;
@@ -159,7 +157,7 @@ async fn serve(config: Config) -> Result<()> {
     // Dropped with this function, which ends them all.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(source.run(events));
-    tasks.spawn(collect(loaded.conntrack, flow_use));
+    tasks.spawn(flows::collect(collector, config.flows, flow_use));
     tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
     tasks.spawn(observed::switch_allowed(switch, hub));
     tasks.spawn(awaited.follow(handle.clone(), readiness, Arc::clone(&metrics)));
@@ -267,27 +265,6 @@ fn spawn_reconciler(
         })
         .context("cannot start the reconciler's thread")?;
     Ok(ended)
-}
-
-/// Collects flows by age, for ever.
-async fn collect(conntrack: Conntrack, flow_use: Arc<FlowUse>) {
-    let conntrack = Arc::new(conntrack);
-    let mut timer = tokio::time::interval(COLLECT_EVERY);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        timer.tick().await;
-        for table in [Table::Unreplied, Table::Conntrack] {
-            let conntrack = Arc::clone(&conntrack);
-            match tokio::task::spawn_blocking(move || conntrack.collect(table)).await {
-                Ok(Ok(sweep)) => {
-                    tracing::debug!(?table, ?sweep, "collected");
-                    flow_use.collected(table, sweep.seen.saturating_sub(sweep.expired));
-                }
-                Ok(Err(error)) => warn!(?table, "flows cannot be collected by age: {error}"),
-                Err(error) => warn!(?table, "collecting flows ended: {error}"),
-            }
-        }
-    }
 }
 
 /// The signals that end the agent.

@@ -6,6 +6,8 @@
 pub mod agent;
 mod ask;
 mod color;
+pub mod conntrack;
+pub mod duration;
 mod table;
 mod text;
 

@@ -4,11 +4,14 @@
 //! array. Nothing here decides an order; `plan` does.
 
 pub mod attach;
+pub mod capacity;
 pub mod cgroup;
+pub mod collector;
 pub mod conntrack;
 pub mod contents;
 pub mod counters;
 pub mod events;
+mod evictions;
 pub mod faulty;
 mod grace;
 pub mod host;
@@ -17,6 +20,7 @@ pub mod load;
 pub mod memory;
 pub mod object;
 pub mod pins;
+mod shares;
 pub mod switch;
 mod sys;
 mod words;
