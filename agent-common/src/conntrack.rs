@@ -4,9 +4,10 @@
 //! `from_uplink`): the *forward* one, keyed by the opener's packets, and the *reply* one. `to_pod` sees packets after their
 //! translation; the reverse of what it sees is the key of the other direction's entry, so one look-up serves every hook.
 //!
-//! Flows that have not been answered live in `unreplied`, and move to `conntrack` with the first reply.
+//! Flows that have not been answered live in `unreplied`, and move to `conntrack` with the first reply; but where their pod
+//! ([`Flow::charged`]) holds its share of `conntrack` already, they stay: they work as before, and look-ups take longer.
 
-use crate::{Address, clock::ticks, limits, protocol};
+use crate::Address;
 
 /// No pod slot: the end is not a local pod.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -42,6 +43,9 @@ pub mod flow_flag {
     pub const PORT_REWRITTEN: u32 = 1 << 7;
     /// Egress or ingress was allowed only because the denying policies are audited.
     pub const AUDIT: u32 = 1 << 8;
+    /// The flow was answered, and stays in `unreplied` because its pod holds its share of `conntrack`. Raised by a plain store:
+    /// no other flag changes once the entry is there.
+    pub const ANSWERED: u32 = 1 << 9;
 }
 
 /// Epoch of a direction that was never judged; pods' epochs begin at 1. Denials are not cached, so an entry's direction is
@@ -147,23 +151,6 @@ impl Flow {
         #[cfg(feature = "layout-next")]
         _next: 0,
     };
-}
-
-impl Flow {
-    /// Ticks ([`crate::clock`]) that a flow may be idle before it is over: by protocol, by whether it was answered (it is in `conntrack`)
-    /// and by whether it is closing. The programs take a clashing flow for dead after it, the agent collects by it.
-    #[inline(always)]
-    pub const fn lifetime(kind: u8, closing: bool, answered: bool) -> u32 {
-        match kind {
-            protocol::TCP if closing => ticks(limits::TCP_CLOSING_SECONDS),
-            protocol::TCP if answered => ticks(limits::TCP_ESTABLISHED_SECONDS),
-            protocol::TCP => ticks(limits::TCP_UNREPLIED_SECONDS),
-            protocol::UDP if answered => ticks(limits::UDP_SECONDS),
-            protocol::UDP => ticks(limits::UDP_UNREPLIED_SECONDS),
-            protocol::ICMP | protocol::ICMPV6 => ticks(limits::ECHO_SECONDS),
-            _ => ticks(limits::OTHER_SECONDS),
-        }
-    }
 }
 
 const _: () = assert!(

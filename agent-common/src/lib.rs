@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- | --- |
 //! | `conntrack` | [`Tuple`] -> [`Flow`] | LRU hash | programs; the agent collects by age | every packet, once |
 //! | `unreplied` | [`Tuple`] -> [`Flow`] | LRU hash | programs; the agent collects by age | packets without an entry in `conntrack` |
+//! | `shares` | slot -> [`Share`] | array, mapped | programs (`made`), agent (the rest) | a flow's first answer |
 //! | `pods` | slot -> [`Pod`] | array, mapped | agent | every packet, the slots of its local ends |
 //! | `backends` | backend -> [`Backend`] | array, mapped | agent | every packet of a service flow |
 //! | `links` | ifindex -> [`LinkEntry`] | hash | agent | new flow |
@@ -45,6 +46,8 @@ mod pod;
 mod policy;
 mod reason;
 mod service;
+mod share;
+mod timeouts;
 mod tuple;
 
 pub use address::*;
@@ -55,6 +58,8 @@ pub use pod::*;
 pub use policy::*;
 pub use reason::*;
 pub use service::*;
+pub use share::*;
+pub use timeouts::*;
 pub use tuple::*;
 
 #[cfg(feature = "user")]

@@ -8,8 +8,26 @@
 /// like stands in `layout`, where a test holds it against this number.
 pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 3 } else { 2 };
 
-/// Conntrack entries (two per flow). 262,144 are 131,072 flows, kube-proxy's own minimum (`conntrack-min`), in about 50 MiB.
+/// Conntrack entries (two per flow) where nobody asks for another number. 262,144 are 131,072 flows, kube-proxy's own minimum
+/// (`conntrack-min`), in about 50 MiB. What the agent asks for by default comes from the machine's memory, see below.
 pub const CONNTRACK: u32 = 262_144;
+/// Bytes that an entry of `conntrack` or `unreplied` takes in the kernel, its place in the table of buckets included: 40 of key, 104 of
+/// value, 64 of the kernel's own (`htab_map_mem_usage`).
+pub const CONNTRACK_ENTRY_BYTES: u64 = 208;
+/// Both tables together get one part in so many of the machine's memory: 0.4 %, between Cilium's 0.25 % for all its maps
+/// (`bpf-map-dynamic-size-ratio`) and the 0.8 % that kube-proxy's 32,768 connections a core come to on 4 GiB a core.
+pub const CONNTRACK_MEMORY_PART: u64 = 256;
+/// Flows that they have room for on a machine with little memory, and on one with much: kube-proxy's minimum, and eight times that,
+/// where a pass through all entries still takes well under a second.
+pub const CONNTRACK_FLOWS: core::ops::RangeInclusive<u32> = 131_072..=1_048_576;
+/// But never more than one part in so many of the memory, whatever the minimum.
+pub const CONNTRACK_MEMORY_MOST: u64 = 16;
+/// And of the agent's own cgroup's limit, which maps count against: one part in so many.
+pub const CONNTRACK_CGROUP_MOST: u64 = 4;
+/// Fewer flows than this are of no use to any node.
+pub const CONNTRACK_FLOWS_LEAST: u32 = 1_024;
+/// Percent of `conntrack` that the flows of one pod may take: whatever one pod does, half of it is for the others.
+pub const CONNTRACK_SHARE_PERCENT: u32 = 50;
 /// Flows not answered yet, two entries each. Half of conntrack: a scan fills this table, never the other.
 pub const UNREPLIED: u32 = 131_072;
 /// Local pods. Kubernetes' own bound is 110 to 250 pods a node; slots must not run out while ids rest in their grace period.

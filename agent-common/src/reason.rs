@@ -136,6 +136,12 @@ counts! {
     MidstreamAdmitted = 10, "midstream-admitted";
     /// An entry moved to `conntrack` found it full of younger ones. (The kernel evicts in silence; this counts failed inserts.)
     InsertFailed = 11, "insert-failed";
+    /// A flow was answered and stayed in `unreplied`, because its pod holds its share of `conntrack`.
+    ConntrackShare = 12, "conntrack-share";
+    /// An entry of `conntrack` was removed by a program: of a flow that was over, or whose backend or link is gone.
+    ConntrackRemoved = 13, "conntrack-removed";
+    /// An entry of `unreplied` was removed by a program: likewise, or because it moved to `conntrack`.
+    UnrepliedRemoved = 14, "unreplied-removed";
 }
 
 /// Index in `counters` of what [`Count`] counts; drops by hook and reason stand before.

@@ -37,11 +37,13 @@ pod!(
     ServiceEntry,
     ServiceKey,
     SetWord,
+    Share,
     Slot,
     SocketReverse,
     SocketReverseKey,
     SourcePortKey,
     SourceRangeKey,
+    Timeouts,
     Tuple,
     Verdict,
 );

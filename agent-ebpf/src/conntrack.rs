@@ -1,16 +1,37 @@
 //! Entries that exist: finding them, keeping them, telling whether they still hold.
 
 use agent_common::{
-    Count, Flow, NO_BACKEND, NO_SLOT, Tuple, backend_state, flow_flag, lookup::Tables, protocol,
+    Count, Flow, NO_BACKEND, NO_SLOT, Timeouts, Tuple, backend_state, flow_flag, lookup::Tables,
+    protocol,
 };
 
 use crate::{
     maps::{CONNTRACK, UNREPLIED},
     packet::tcp,
-    report::{count, now},
-    tables::{Maps, epoch, pod},
+    report::{count, count_many, now},
+    tables::{Maps, epoch, has_room, pod, take_share},
     work::Work,
 };
+
+/// How long flows may be idle, as the agent was told by its flags: it writes them into the object when it loads it.
+#[unsafe(no_mangle)]
+static TIMEOUTS: Timeouts = Timeouts::DEFAULT;
+
+/// How long a flow that is not closing may be idle, in ticks. `answered` says that it was answered.
+#[inline(always)]
+pub fn timeout(kind: u8, answered: bool) -> u32 {
+    let timeout = TIMEOUTS.of(kind, false, answered);
+    // SAFETY: a reference. Volatile, because what stands there is not what the compiler saw.
+    unsafe { core::ptr::read_volatile(timeout) }
+}
+
+/// Whether an entry is of a flow that is over: closed, or idle for longer than it may.
+#[inline(always)]
+pub fn is_over(flow: &Flow, timeout: u32) -> bool {
+    // Another CPU may have written a newer tick since ours was read: that is not old.
+    let idle = now().wrapping_sub(flow.last_seen);
+    flow.closing != 0 || (idle as i32 > 0 && idle > timeout)
+}
 
 /// The key of the other direction's entry: what a packet looks like after this entry's translation, reversed.
 #[inline(always)]
@@ -140,20 +161,35 @@ pub fn reopens(flow: &Flow, tcp_flags: u32) -> bool {
 }
 
 /// Moves both entries of a flow from `unreplied` to `conntrack`, with its first answer. The entries go in before they go
-/// out, so that no packet misses them.
+/// out, so that no packet misses them. 0: they stay, because their pod holds its share or the kernel took none.
 #[inline(never)]
 pub fn promote(work: &mut Work) -> u32 {
     // The flow's keys, from the entry that was found under `reply_key`'s or `forward_key`'s place.
-    let Some(found) = UNREPLIED.get_ptr(&work.forward_key) else {
+    let Some(found) = UNREPLIED.get_ptr_mut(&work.forward_key) else {
         return 0;
     };
-    // SAFETY: a map value, copied whole.
-    work.forward = unsafe { *found };
+    // SAFETY: a map value; its ends never change.
+    let waiting = unsafe { &mut *found };
+    let slot = waiting.charged();
+    if !has_room(slot) {
+        if !waiting.answered() {
+            waiting.flags |= flow_flag::ANSWERED;
+            if let Some(reply) = UNREPLIED.get_ptr_mut(&work.reply_key) {
+                // SAFETY: see above.
+                unsafe { (*reply).flags |= flow_flag::ANSWERED };
+            }
+            count(Count::ConntrackShare);
+        }
+        return 0;
+    }
+    work.forward = *waiting;
     let Some(found) = UNREPLIED.get_ptr(&work.reply_key) else {
         return 0;
     };
     // SAFETY: see above.
     work.reply = unsafe { *found };
+    work.forward.flags &= !flow_flag::ANSWERED;
+    work.reply.flags &= !flow_flag::ANSWERED;
     if CONNTRACK
         .insert(&work.forward_key, &work.forward, 0)
         .is_err()
@@ -166,19 +202,29 @@ pub fn promote(work: &mut Work) -> u32 {
         let _ = CONNTRACK.remove(&work.forward_key);
         return 0;
     }
-    // Gone already where another CPU did the same: no harm.
-    let _ = UNREPLIED.remove(&work.forward_key);
-    let _ = UNREPLIED.remove(&work.reply_key);
-    count(Count::FlowReplied);
+    // Where another CPU does the same, the entries are the same; the one that finds the opener's still there counts it.
+    if forget_waiting(work) != 0 {
+        take_share(slot);
+        count(Count::FlowReplied);
+    }
     1
 }
 
 /// Forgets a flow, in whichever table it is. The keys stand in `work`.
 #[inline(never)]
 pub fn forget(work: &mut Work) -> u32 {
-    let _ = CONNTRACK.remove(&work.forward_key);
-    let _ = CONNTRACK.remove(&work.reply_key);
-    let _ = UNREPLIED.remove(&work.forward_key);
-    let _ = UNREPLIED.remove(&work.reply_key);
+    let removed = CONNTRACK.remove(&work.forward_key).is_ok() as u64
+        + CONNTRACK.remove(&work.reply_key).is_ok() as u64;
+    count_many(Count::ConntrackRemoved, removed);
+    forget_waiting(work);
     0
+}
+
+/// Forgets a flow of `unreplied`. 1: its opener's entry was there.
+#[inline(always)]
+fn forget_waiting(work: &Work) -> u64 {
+    let opener = UNREPLIED.remove(&work.forward_key).is_ok() as u64;
+    let responder = UNREPLIED.remove(&work.reply_key).is_ok() as u64;
+    count_many(Count::UnrepliedRemoved, opener + responder);
+    opener
 }

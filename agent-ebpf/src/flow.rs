@@ -10,7 +10,7 @@ use crate::{
     maps::UNREPLIED,
     nat::set_deltas,
     policy::judge,
-    report::{count, event, now},
+    report::{count, count_many, event, now},
     service::{choose, own},
     tables::{Maps, pod},
     work::Work,
@@ -122,6 +122,8 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
     if put == Err(-EEXIST) && own_reply(work) {
         // Left behind when the opener's half was evicted alone.
         put = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_ANY);
+        // One that was there, and is not any more.
+        count(Count::UnrepliedRemoved);
     }
     if let Err(error) = put {
         let _ = UNREPLIED.remove(&work.forward_key);
@@ -151,7 +153,8 @@ fn forget_half(work: &mut Work) -> u32 {
     // SAFETY: a map value; its ends never change.
     work.reply_key = partner(unsafe { &*half }, work.forward_key.protocol);
     if UNREPLIED.get_ptr(&work.reply_key).is_none() {
-        let _ = UNREPLIED.remove(&work.forward_key);
+        let removed = UNREPLIED.remove(&work.forward_key).is_ok();
+        count_many(Count::UnrepliedRemoved, removed as u64);
     }
     0
 }

@@ -75,21 +75,24 @@ pub fn new(ctx: &TcContext) -> i32 {
     }
     if flow_known && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple) {
         // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
-        let flow = unsafe { &*waiting };
+        let flow = unsafe { &mut *waiting };
         if flow.ifindex != 0 {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
         if flow.flags & flow_flag::REPLY != 0 {
             work.reply_key = work.tuple;
             work.forward_key = partner(flow, work.tuple.protocol);
+            let mut flow = flow;
             if promote(work) == 0 {
+                // It stays where it is, and lives on there.
+                touch(flow, work.tuple.protocol);
                 work.reply = *flow;
+            } else if let Some(promoted) = CONNTRACK.get_ptr_mut(&work.tuple) {
+                // SAFETY: a map value; see above.
+                flow = unsafe { &mut *promoted };
             }
-            if work.tcp_flags & (tcp::FIN | tcp::RST) != 0
-                && let Some(flow) = CONNTRACK.get_ptr_mut(&work.tuple)
-            {
-                // SAFETY: a map value; only its flags are changed, atomically.
-                close(unsafe { &mut *flow }, work.tcp_flags, true);
+            if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+                close(flow, work.tcp_flags, true);
             }
             return deliver(
                 ctx,

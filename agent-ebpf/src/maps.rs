@@ -3,7 +3,7 @@
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow,
     GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
-    SetWord, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
+    SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -22,6 +22,8 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 pub static CONNTRACK: LruHashMap<Tuple, Flow, { limits::CONNTRACK as usize }> = LruHashMap::new();
 #[btf_map(name = "unreplied")]
 pub static UNREPLIED: LruHashMap<Tuple, Flow, { limits::UNREPLIED as usize }> = LruHashMap::new();
+#[btf_map(name = "shares")]
+pub static SHARES: Array<Share, { limits::PODS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "pods")]
 pub static PODS: Array<Pod, { limits::PODS as usize }, MAPPED> = Array::new();
 #[btf_map(name = "links")]

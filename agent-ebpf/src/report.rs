@@ -25,11 +25,11 @@ pub fn now() -> u32 {
 }
 
 #[inline(always)]
-fn add(index: u32, bytes: u32) {
+fn add(index: u32, packets: u64, bytes: u32) {
     if let Some(counter) = COUNTERS_MAP.get_ptr_mut(index) {
         // SAFETY: this CPU's own element. A program that interrupts another of a different kind may lose one count.
         unsafe {
-            (*counter).packets += 1;
+            (*counter).packets += packets;
             (*counter).bytes += bytes as u64;
         }
     }
@@ -38,14 +38,20 @@ fn add(index: u32, bytes: u32) {
 /// Counts something that is not a drop.
 #[inline(always)]
 pub fn count(what: Count) {
-    add(count_index(what), 0);
+    add(count_index(what), 1, 0);
+}
+
+/// Counts so many at once.
+#[inline(always)]
+pub fn count_many(what: Count, number: u64) {
+    add(count_index(what), number, 0);
 }
 
 /// Counts a dropped or rejected packet.
 #[inline(always)]
 pub fn count_drop(hook: u32, reason: u32, bytes: u32) {
     if hook < agent_common::hook::HOOKS && reason < agent_common::REASONS {
-        add(hook * agent_common::REASONS + reason, bytes);
+        add(hook * agent_common::REASONS + reason, 1, bytes);
     }
 }
 

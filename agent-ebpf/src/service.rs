@@ -8,9 +8,9 @@ use agent_common::{
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 
 use crate::{
-    conntrack::partner,
+    conntrack::{is_over, partner, timeout},
     maps::{CONNTRACK, UNREPLIED},
-    report::{count, now},
+    report::{count, count_many},
     tables::Maps,
     work::{Work, alone},
 };
@@ -36,6 +36,7 @@ extern "C" fn choose_ends(work: *mut Work) -> u32 {
         return Reason::NoEndpoint as u32;
     };
     let kind = work.forward_key.protocol;
+    work.timeouts = [timeout(kind, true), timeout(kind, false)];
     work.forward = Flow::NONE;
     work.forward.flags = work.flags;
     work.forward.new_source = work.forward_key.source;
@@ -138,20 +139,17 @@ extern "C" fn free_reply(work: *mut Work) -> u32 {
     };
     let kind = work.forward_key.protocol;
     work.reply_key = partner(&work.forward, kind);
-    let now = now();
     if let Some(entry) = CONNTRACK.get_ptr(&work.reply_key) {
         // SAFETY: a map value.
         let entry = unsafe { &*entry };
-        let idle = now.wrapping_sub(entry.last_seen);
-        if !own(work, entry)
-            && entry.closing == 0
-            && idle <= Flow::lifetime(kind, entry.closing != 0, true)
-        {
+        if !own(work, entry) && !is_over(entry, work.timeouts[0]) {
             return 0;
         }
         let other = partner(entry, kind);
         let _ = CONNTRACK.remove(&other);
         let _ = CONNTRACK.remove(&work.reply_key);
+        // A half that was gone already counts too: fewer evictions are inferred then, never more.
+        count_many(Count::ConntrackRemoved, 2);
     }
     if let Some(entry) = UNREPLIED.get_ptr(&work.reply_key) {
         // SAFETY: a map value.
@@ -160,13 +158,18 @@ extern "C" fn free_reply(work: *mut Work) -> u32 {
             // Another CPU may be making the same flow at this moment: its entry stays until ours replaces it.
             return 1;
         }
-        let idle = now.wrapping_sub(entry.last_seen);
-        if entry.closing == 0 && idle <= Flow::lifetime(kind, entry.closing != 0, false) {
+        let timeout = if entry.answered() {
+            work.timeouts[0]
+        } else {
+            work.timeouts[1]
+        };
+        if !is_over(entry, timeout) {
             return 0;
         }
         let other = partner(entry, kind);
         let _ = UNREPLIED.remove(&other);
         let _ = UNREPLIED.remove(&work.reply_key);
+        count_many(Count::UnrepliedRemoved, 2);
     }
     1
 }

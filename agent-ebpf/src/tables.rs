@@ -7,7 +7,8 @@ use agent_common::{
 use aya_ebpf::btf_maps::lpm_trie::Key;
 
 use crate::maps::{
-    ADDRESSES, BACKENDS, CONFIG, GROUPS, HEADS, LINKS, PODS, PREFIXES, RULES, SERVICES, SLOTS,
+    ADDRESSES, BACKENDS, CONFIG, GROUPS, HEADS, LINKS, PODS, PREFIXES, RULES, SERVICES, SHARES,
+    SLOTS,
 };
 
 /// The kernel's maps.
@@ -183,4 +184,29 @@ pub fn egress_set(pod: &Pod) -> SetWord {
 #[inline(always)]
 pub fn ingress_set(pod: &Pod) -> SetWord {
     word(&raw const pod.ingress)
+}
+
+/// Whether the pod of a slot may take one flow more of `conntrack`. Without a slot there is no bound.
+#[inline(always)]
+pub fn has_room(slot: u32) -> bool {
+    if cfg!(mutant = "no-share") {
+        return true;
+    }
+    match SHARES.get_ptr(slot) {
+        // SAFETY: a map value; each field is read once.
+        Some(share) => unsafe { core::ptr::read_volatile(share) }.has_room(),
+        None => true,
+    }
+}
+
+/// Notes that the pod of a slot has taken one flow more.
+#[inline(always)]
+pub fn take_share(slot: u32) {
+    if let Some(share) = SHARES.get_ptr_mut(slot) {
+        // SAFETY: a map value. Two CPUs may count one flow only at one instant; the agent counts again.
+        unsafe {
+            let made = &raw mut (*share).made;
+            core::ptr::write_volatile(made, core::ptr::read_volatile(made).wrapping_add(1));
+        }
+    }
 }

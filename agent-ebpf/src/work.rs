@@ -38,6 +38,9 @@ pub struct Work {
     pub reason: u32,
     /// Flags of the entries that are to be made, see [`agent_common::flow_flag`].
     pub flags: u32,
+    /// Ticks that flows of the packet's protocol may be idle: those that were answered, and those that were not. Kept here, so that each
+    /// look at a clashing flow need not choose anew, and the verifier with it.
+    pub timeouts: [u32; 2],
 }
 
 /// This CPU's working memory.

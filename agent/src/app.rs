@@ -4,16 +4,17 @@
 //! | --- | --- |
 //! | the caller's | sources, netlink, events, collection, admin socket, metrics: one current-thread runtime |
 //! | `reconcile` | the loop that owns the cluster and writes maps; its writes block |
-//! | blocking pool | collection of flows by age |
+//! | blocking pool | collection of flows by age, `flows` |
 
 mod attachments;
+mod flows;
 mod observed;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use agent_common::{Config as MapConfig, feature, limits};
 use anyhow::{Context, Result};
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
-use crate::datapath::conntrack::{Conntrack, Table};
+use crate::datapath::collector::Collector;
 use crate::datapath::drift::Maps;
 use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
@@ -35,7 +36,10 @@ use crate::reconcile::{Handle, Reconciler};
 use crate::source::{self, KubeSource, ManifestSource, Source};
 
 use attachments::Attachments;
-use observed::{Awaited, FlowUse, Observed};
+use flows::FlowUse;
+use observed::{Awaited, Observed};
+
+pub use flows::FlowChoice;
 
 /// Where cluster state comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,20 +71,16 @@ pub struct Config {
     pub ip_block_mode: IpBlockMode,
     /// What holds for pods that no source knows yet.
     pub unknown_pod: UnknownPod,
-    /// Entries of `conntrack`, two per flow.
-    pub conntrack_max: u32,
     /// Between two checks whether everything is still there.
     pub drift_interval: Duration,
+    /// How many flows are kept, and for how long.
+    pub flows: FlowChoice,
     /// Where metrics are served, if they are.
     pub metrics_address: Option<SocketAddr>,
 }
 
 /// Events that may wait for the reconciler: a source that is faster is held back.
 const QUEUE: usize = 4_096;
-/// Time between two collections of flows by age: a quarter of the shortest lifetime is soon enough, and at a million entries a
-/// pass takes a fraction of it.
-const COLLECT_EVERY: Duration = Duration::from_secs(limits::UDP_UNREPLIED_SECONDS as u64 / 4);
-
 /// Runs the agent until it is told to end. The datapath stays in force.
 ///
 /// # Errors
@@ -108,16 +108,12 @@ async fn serve(config: Config) -> Result<()> {
     };
     let cgroup = host::cgroup(config.cgroup.as_deref())?;
     let pins = Arc::new(Pins::open(&config.pin_root)?);
-    let sizes = object::Sizes {
-        conntrack: config.conntrack_max,
-        unreplied: config.conntrack_max / 2,
-    };
-    let mut loaded = load::load(&pins, &sizes)?;
+    let mut loaded = load::load(&pins, &config.flows.sizes(), &config.flows.timeouts)?;
     loaded
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
-    let maps = Maps::open(&pins, &object::maps(&sizes)?)?;
+    let maps = Maps::open(&pins, &object::maps(&config.flows.sizes())?)?;
     let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), maps, cgroup);
     let attached = attachments.attached();
 
@@ -149,6 +145,7 @@ async fn serve(config: Config) -> Result<()> {
         FlowHub::default(),
     );
     let awaited = Awaited::new(&readiness, source.name(), source.kinds());
+    let collector = Collector::new(loaded.conntrack, &pins, config.flows.share_percent)?;
     let flow_use = Arc::<FlowUse>::default();
     let observed = Arc::new(Observed {
         config: config.clone(),
@@ -161,6 +158,7 @@ async fn serve(config: Config) -> Result<()> {
         counters: loaded.counters,
         flow_use: Arc::clone(&flow_use),
         capacities: loaded.capacities,
+        kept: loaded.kept,
         hub: hub.clone(),
     });
     let switch = Switch::open(&pins)?;
@@ -168,8 +166,8 @@ async fn serve(config: Config) -> Result<()> {
     // Dropped with this function, which ends them all.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(source.run(events));
-    tasks.spawn(collect(loaded.conntrack, flow_use));
     tasks.spawn(observed::look_after(watcher.touched(), handle.clone()));
+    tasks.spawn(flows::collect(collector, config.flows, flow_use));
     tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
     tasks.spawn(observed::switch_allowed(switch, hub));
     if let Some(log) = loaded.log {
@@ -286,27 +284,6 @@ fn spawn_reconciler(
         })
         .context("cannot start the reconciler's thread")?;
     Ok(ended)
-}
-
-/// Collects flows by age, for ever.
-async fn collect(conntrack: Conntrack, flow_use: Arc<FlowUse>) {
-    let conntrack = Arc::new(conntrack);
-    let mut timer = tokio::time::interval(COLLECT_EVERY);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        timer.tick().await;
-        for table in [Table::Unreplied, Table::Conntrack] {
-            let conntrack = Arc::clone(&conntrack);
-            match tokio::task::spawn_blocking(move || conntrack.collect(table)).await {
-                Ok(Ok(sweep)) => {
-                    tracing::debug!(?table, ?sweep, "collected");
-                    flow_use.collected(table, sweep.seen.saturating_sub(sweep.expired));
-                }
-                Ok(Err(error)) => warn!(?table, "flows cannot be collected by age: {error}"),
-                Err(error) => warn!(?table, "collecting flows ended: {error}"),
-            }
-        }
-    }
 }
 
 /// The signals that end the agent.

@@ -7,6 +7,8 @@ pub mod agent;
 mod ask;
 mod cleanup;
 mod color;
+pub mod conntrack;
+pub mod duration;
 mod table;
 mod text;
 

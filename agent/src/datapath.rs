@@ -4,13 +4,16 @@
 //! array. Nothing here decides an order; `plan` does.
 
 pub mod attach;
+pub mod capacity;
 pub mod cgroup;
 pub mod cleanup;
+pub mod collector;
 pub mod conntrack;
 pub mod contents;
 pub mod counters;
 pub mod drift;
 pub mod events;
+mod evictions;
 pub mod faulty;
 mod gate;
 mod grace;
@@ -23,6 +26,7 @@ mod migrate;
 pub mod object;
 pub mod pins;
 pub mod readback;
+mod shares;
 pub mod switch;
 mod sys;
 mod words;

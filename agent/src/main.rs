@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use sluice::app::{self, Config, SourceChoice};
+use sluice::app::{self, Config, FlowChoice, SourceChoice};
 use sluice::cli::agent::{AgentArgs, AttachFlag, IpBlockFlag, UnknownPodFlag};
 use sluice::cli::{self, Cli, Command};
 use sluice::compile::{IpBlockMode, UnknownPod};
@@ -51,8 +51,12 @@ fn config(cli: &Cli, args: &AgentArgs) -> Config {
             UnknownPodFlag::Allow => UnknownPod::Allow,
             UnknownPodFlag::Deny => UnknownPod::Deny,
         },
-        conntrack_max: args.conntrack_entries(),
         drift_interval: Duration::from_secs(args.drift_interval),
+        flows: FlowChoice {
+            max: args.conntrack.max,
+            share_percent: args.conntrack.share,
+            timeouts: args.conntrack.timeouts(),
+        },
         metrics_address: args.metrics_address,
     }
 }

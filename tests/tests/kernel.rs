@@ -4,6 +4,9 @@
 //! Needs root; each test has a pin root of its own, and what touches interfaces a lab of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+#[path = "kernel/flows.rs"]
+mod flows;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +16,8 @@ use std::time::Duration;
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, Flow, GroupEntry, Head, LinkEntry,
     NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, SetWord, Slot,
-    Tuple, Verdict, address_kind, backend_state, clock, limits, pod_flag, protocol, rule_bits,
-    set_flag,
+    Timeouts, Tuple, Verdict, address_kind, backend_state, clock, limits, pod_flag, protocol,
+    rule_bits, set_flag,
 };
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -49,7 +52,8 @@ impl Root {
 
     fn load(&self) -> (Pins, Loaded) {
         let pins = Pins::open(&self.0).unwrap();
-        let loaded = load(&pins, &Sizes::default()).unwrap_or_else(|error| panic!("{error}"));
+        let loaded = load(&pins, &Sizes::default(), &Timeouts::DEFAULT)
+            .unwrap_or_else(|error| panic!("{error}"));
         (pins, loaded)
     }
 }
@@ -280,23 +284,10 @@ fn pins_that_differ_are_refused_and_left_alone() {
         matches!(Pins::open(&root.0), Err(PinError::Busy(_))),
         "one agent a pin root"
     );
-    let larger = Sizes {
-        conntrack: limits::CONNTRACK * 2,
-        ..Sizes::default()
-    };
-    let error = load(&pins, &larger).map(|_| ()).unwrap_err();
-    assert!(matches!(error, LoadError::Pins(PinError::Differs { .. })));
-    let wanted = format!(
-        "max entries: {} pinned, {} wanted",
-        limits::CONNTRACK,
-        limits::CONNTRACK * 2
-    );
-    assert!(error.to_string().contains(&wanted), "{error}");
-
     // Something else entirely under a map's name.
     fs::remove_file(pins.map("services")).unwrap();
     fs::rename(pins.map("programs"), pins.map("services")).unwrap();
-    let error = load(&pins, &Sizes::default())
+    let error = load(&pins, &Sizes::default(), &Timeouts::DEFAULT)
         .map(|_| ())
         .unwrap_err()
         .to_string();
@@ -535,53 +526,6 @@ fn socket_programs_are_replaced_in_their_links() {
     );
     assert!(host::netns_cookie().unwrap() > 0);
     host::check().unwrap();
-}
-
-#[test]
-fn collection_takes_what_is_old_with_its_partner_and_leaves_what_lives() {
-    let root = Root::new();
-    let (pins, loaded) = root.load();
-    let map =
-        aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(pins.map("unreplied")).unwrap());
-    let mut map = aya::maps::HashMap::<_, Tuple, Flow>::try_from(map).unwrap();
-    let now = conntrack::now();
-    let old = now - clock::ticks(limits::UDP_UNREPLIED_SECONDS) - 5;
-    // 3,000 flows of two entries: several batches. Of every third, one half was touched just now.
-    for number in 0..3_000u16 {
-        let forward = Tuple {
-            source: Address::v4([10, 1, 0, 1]),
-            destination: Address::v4([10, 2, 0, 2]),
-            source_port_be: (1_000 + number).to_be(),
-            destination_port_be: 53_u16.to_be(),
-            protocol: protocol::UDP,
-            _zero: [0; 3],
-        };
-        for (key, fresh) in [(forward, number % 3 == 0), (forward.reversed(), false)] {
-            let flow = Flow {
-                new_source: key.source,
-                new_destination: key.destination,
-                new_source_port_be: key.source_port_be,
-                new_destination_port_be: key.destination_port_be,
-                last_seen: if fresh { now } else { old },
-                ..Flow::NONE
-            };
-            map.insert(key, flow, 0).unwrap();
-        }
-    }
-    let sweep = loaded.conntrack.collect(Table::Unreplied).unwrap();
-    assert_eq!((sweep.expired, sweep.revived), (4_000, 1_000), "{sweep:?}");
-    let mut left = 0;
-    loaded
-        .conntrack
-        .for_each(Table::Unreplied, |_, _| {
-            left += 1;
-            Ok(())
-        })
-        .unwrap();
-    assert_eq!(left, 2_000, "halves stay together");
-    assert_eq!(loaded.conntrack.collect(Table::Conntrack).unwrap().seen, 0);
-    let totals = loaded.counters.totals().unwrap();
-    assert!(totals.drops.iter().all(|drops| drops.counter.packets == 0));
 }
 
 #[test]

@@ -37,5 +37,7 @@ mod parsing;
 mod policy;
 #[path = "packets/services.rs"]
 mod services;
+#[path = "packets/shares.rs"]
+mod shares;
 #[path = "packets/verifier.rs"]
 mod verifier;

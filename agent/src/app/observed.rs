@@ -1,7 +1,6 @@
 //! What the agent shows of itself: snapshots, counters and events, brought to the admin socket, metrics and the service manager.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -12,8 +11,9 @@ use tracing::warn;
 
 use super::Config;
 use super::attachments::Attached;
+use super::flows::FlowUse;
 use crate::datapath::attach::Mode;
-use crate::datapath::conntrack::Table;
+use crate::datapath::capacity::Kept;
 use crate::datapath::counters::Counters;
 use crate::datapath::events::Events;
 use crate::datapath::switch::Switch;
@@ -28,27 +28,7 @@ use crate::observe::state::{
 };
 use crate::observe::time::Time;
 use crate::reconcile::{Handle, KindState, Snapshot};
-
-/// Entries of the tables of flows, as the last collection saw them.
-#[derive(Default, Debug)]
-pub(super) struct FlowUse {
-    conntrack: AtomicU64,
-    unreplied: AtomicU64,
-}
-
-impl FlowUse {
-    const fn of(&self, table: Table) -> &AtomicU64 {
-        match table {
-            Table::Conntrack => &self.conntrack,
-            Table::Unreplied => &self.unreplied,
-        }
-    }
-
-    /// A collection is over.
-    pub(super) fn collected(&self, table: Table, entries: u64) {
-        self.of(table).store(entries, Ordering::Relaxed);
-    }
-}
+use crate::source::Rejected;
 
 /// Answers for the agent.
 pub(super) struct Observed {
@@ -62,6 +42,7 @@ pub(super) struct Observed {
     pub(super) counters: Counters,
     pub(super) flow_use: Arc<FlowUse>,
     pub(super) capacities: BTreeMap<String, u32>,
+    pub(super) kept: Vec<Kept>,
     pub(super) hub: FlowHub,
 }
 
@@ -144,18 +125,28 @@ impl Observed {
                 entries: *entries as u64,
                 capacity: u64::from(*capacity),
             });
+        let passed = self.flow_use.last();
         let tables = [
-            ("conntrack", Table::Conntrack),
-            ("unreplied", Table::Unreplied),
+            ("conntrack", passed.conntrack.left),
+            ("unreplied", passed.unreplied.left),
         ];
-        let flows = tables.into_iter().filter_map(|(name, table)| {
+        let flows = tables.into_iter().filter_map(|(name, entries)| {
             Some(MapUse {
                 name: name.to_owned(),
-                entries: self.flow_use.of(table).load(Ordering::Relaxed),
+                entries,
                 capacity: u64::from(*self.capacities.get(name)?),
             })
         });
         written.chain(flows).collect()
+    }
+
+    fn notices(&self, snapshot: &Snapshot) -> Vec<Rejected> {
+        let kept = self.kept.iter().map(|kept| Rejected {
+            id: None,
+            object: format!("map {}", kept.map),
+            reason: kept.to_string(),
+        });
+        kept.chain(snapshot.notices.iter().cloned()).collect()
     }
 
     fn counters(&self) -> CounterState {
@@ -192,7 +183,7 @@ impl Provider for Observed {
             unknown_pod: self.config.unknown_pod,
             sources: self.sources(&snapshot),
             rejected: snapshot.rejected.clone(),
-            notices: snapshot.notices.clone(),
+            notices: self.notices(&snapshot),
             problems: snapshot.problems.clone(),
             applied: snapshot.last_apply.as_ref().map(|last| Applied {
                 at: last.at,
@@ -203,6 +194,7 @@ impl Provider for Observed {
             maps: self.maps(&snapshot),
             counters: self.counters(),
             drift: snapshot.drift.clone(),
+            flows: self.flow_use.state(self.config.flows.share_percent),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::conntrack::ConntrackArgs;
 use crate::observe::logging::Format;
 
 /// Run the agent of a node.
@@ -54,16 +55,9 @@ pub struct AgentArgs {
         help_heading = "Datapath"
     )]
     pub attach: AttachFlag,
-    /// Connections that are tracked at a time; each takes two entries of the map conntrack, and as many more connections
-    /// may wait for their first answer as half of this. A map that is pinned already keeps its size
-    #[arg(
-        long,
-        value_name = "CONNECTIONS",
-        default_value_t = agent_common::limits::CONNTRACK / ENTRIES_PER_CONNECTION,
-        value_parser = clap::value_parser!(u32).range(MIN_CONNECTIONS..=MAX_CONNECTIONS),
-        help_heading = "Datapath"
-    )]
-    pub conntrack_max: u32,
+    /// How many flows are kept, and for how long.
+    #[command(flatten)]
+    pub conntrack: ConntrackArgs,
 
     /// Seconds between two checks whether programs, pins and maps are still as the agent left them; what is not is mended
     #[arg(
@@ -114,29 +108,8 @@ pub struct AgentArgs {
     pub log_format: Format,
 }
 
-/// Conntrack entries of a connection: one for each direction.
-pub const ENTRIES_PER_CONNECTION: u32 = 2;
-/// Fewer are of no use to any node.
-const MIN_CONNECTIONS: i64 = 1_024;
-/// 16 million connections are more than 6 GiB of map.
-const MAX_CONNECTIONS: i64 = 1 << 24;
-
 /// A check that comes once a day is none.
 const MAX_DRIFT_SECONDS: u64 = 86_400;
-
-impl AgentArgs {
-    /// Entries of the map `conntrack`.
-    #[must_use]
-    pub const fn conntrack_entries(&self) -> u32 {
-        self.conntrack_max.saturating_mul(ENTRIES_PER_CONNECTION)
-    }
-
-    /// Entries of the map `unreplied`: half as many.
-    #[must_use]
-    pub const fn unreplied_entries(&self) -> u32 {
-        self.conntrack_max
-    }
-}
 
 /// `--attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -34,6 +34,7 @@ fn status_of_an_agent_that_has_just_started() {
     summary.attached.clear();
     summary.maps.clear();
     summary.counters = Default::default();
+    summary.flows = Default::default();
     summary.rejected.clear();
     summary.notices.clear();
     summary.problems.clear();
@@ -136,7 +137,8 @@ fn the_agents_flags() {
         (None, None, None)
     );
     assert_eq!(plain.attach, agent::AttachFlag::Auto);
-    assert_eq!(plain.conntrack_max, agent_common::limits::CONNTRACK / 2);
+    assert_eq!((plain.conntrack.max, plain.conntrack.share), (None, 50));
+    assert_eq!(plain.conntrack.timeouts(), agent_common::Timeouts::DEFAULT);
     let full = agent(&[
         "--manifests",
         "m",
@@ -146,19 +148,27 @@ fn the_agents_flags() {
         "--unknown-pod=deny",
         "--metrics-address=[::1]:9966",
         "--conntrack-max=5000",
+        "--conntrack-share=100",
+        "--conntrack-tcp-timeout-established=1h30m",
+        "--conntrack-udp-timeout=7",
     ])
     .unwrap();
     assert_eq!(full.devices, ["eth0", "eth1"]);
     assert_eq!(
-        (full.conntrack_entries(), full.unreplied_entries()),
-        (10_000, 5_000)
+        (full.conntrack.max, full.conntrack.share),
+        (Some(5_000), 100)
     );
+    let timeouts = full.conntrack.timeouts();
+    assert_eq!(timeouts.tcp_established, agent_common::clock::ticks(5_400));
+    assert_eq!(timeouts.udp_unreplied, agent_common::clock::ticks(7));
     assert_eq!(full.metrics_address, Some("[::1]:9966".parse().unwrap()));
     assert!(
         agent(&["--manifests", "m", "--kubeconfig", "k"]).is_err(),
         "one source"
     );
     assert!(agent(&["--conntrack-max=7"]).is_err());
+    assert!(agent(&["--conntrack-share=0"]).is_err());
+    assert!(agent(&["--conntrack-udp-timeout=0s"]).is_err());
     assert!(agent(&["--attach=xdp"]).is_err());
 }
 

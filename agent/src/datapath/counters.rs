@@ -1,7 +1,9 @@
 //! Reading the per-CPU counters.
 
 use agent_common::{Count, Counter, Reason, count_index, drop_index, hook};
-use aya::maps::{MapData, MapError, PerCpuArray};
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
+
+use super::pins::Pins;
 
 /// The map `counters`, open for reading.
 pub struct Counters {
@@ -37,6 +39,12 @@ impl std::fmt::Debug for Counters {
 impl Counters {
     pub(super) const fn new(map: PerCpuArray<MapData, Counter>) -> Self {
         Self { map }
+    }
+
+    /// Opens the pinned map a second time; it must have been checked already.
+    pub(super) fn open(pins: &Pins) -> Result<Self, MapError> {
+        let data = MapData::from_pin(pins.map("counters"))?;
+        Ok(Self::new(PerCpuArray::try_from(Map::PerCpuArray(data))?))
     }
 
     fn sum(&self, index: u32) -> Result<Counter, MapError> {

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use agent_common::layout::known;
-use agent_common::{gate, hook};
+use agent_common::{Timeouts, gate, hook};
 use aya::maps::{Map, MapData, MapError, ProgramArray};
 use aya::programs::{
     CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramType, SchedClassifier,
@@ -16,6 +16,7 @@ use aya::programs::{
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
+use super::capacity::Kept;
 use super::conntrack::Conntrack;
 use super::counters::Counters;
 use super::events::EventRing;
@@ -121,6 +122,8 @@ pub struct Loaded {
     pub capacities: BTreeMap<String, u32>,
     /// Lines of the programs, where they write any.
     pub log: Option<ProgramLog>,
+    /// Tables of flows that keep another capacity than was asked for.
+    pub kept: Vec<Kept>,
 }
 
 /// The loaded programs. They live as long as this, or as a slot, pin or link holds them.
@@ -135,19 +138,22 @@ pub struct Programs {
 }
 
 /// Takes over or makes the pinned maps, and loads every program. Where maps of another layout are in force, this one's are filled
-/// from them.
+/// from them. Tables of flows that are pinned keep their capacity; `timeouts` are those of the programs and of the
+/// collection alike.
 ///
 /// # Errors
 /// See [`LoadError`]. What packets meet is as before.
-pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Loaded, LoadError> {
-    let maps = object::maps(sizes)?;
+pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, LoadError> {
+    let (sizes, kept) = sizes.keep_pinned(pins)?;
+    let maps = object::maps(&sizes)?;
     let present = pins.check(&maps)?;
 
     let has_set_retval = u32::from(has_set_retval());
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-        .override_global("HAS_SET_RETVAL", &has_set_retval, false);
+        .override_global("HAS_SET_RETVAL", &has_set_retval, false)
+        .override_global("TIMEOUTS", timeouts, true);
     for (name, entries) in sizes.by_name() {
         loader.map_max_entries(name, entries);
     }
@@ -180,7 +186,12 @@ pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Loaded, LoadError> {
         datapath,
         events: EventRing::new(typed(&mut ebpf, "events")?),
         counters: Counters::new(typed(&mut ebpf, "counters")?),
-        conntrack: Conntrack::new(data(&mut ebpf, "conntrack")?, data(&mut ebpf, "unreplied")?),
+        conntrack: Conntrack::new(
+            data(&mut ebpf, "conntrack")?,
+            data(&mut ebpf, "unreplied")?,
+            *timeouts,
+        ),
+        kept,
         programs: Programs {
             slots,
             gate: open_gate(&mut ebpf)?,

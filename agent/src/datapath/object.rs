@@ -30,6 +30,15 @@ impl Sizes {
     pub(super) const fn by_name(&self) -> [(&'static str, u32); 2] {
         [("conntrack", self.conntrack), ("unreplied", self.unreplied)]
     }
+
+    /// Sets the capacity of one of these maps; no other has one here.
+    pub(super) fn set(&mut self, map: &str, entries: u32) {
+        match map {
+            "conntrack" => self.conntrack = entries,
+            "unreplied" => self.unreplied = entries,
+            _ => {}
+        }
+    }
 }
 
 /// The object cannot be read. It is part of the binary, so this is a fault of the build.

@@ -67,6 +67,15 @@ families! {
     MIDSTREAM: Counter "sluice_flows_midstream_total", "Flows picked up in the middle.";
     INSERTS_FAILED: Counter "sluice_conntrack_inserts_failed_total", "Conntrack entries that found no room.";
     DRIFT: Counter "sluice_drift_repaired_total", "Parts of the datapath that somebody else removed or changed, and the agent set back.";
+    BEYOND_SHARE: Counter "sluice_flows_beyond_share_total", "Flows that were answered and stayed on the slower path, because their pod holds its share of the map conntrack.";
+    CONNTRACK_REMOVED: Counter "sluice_conntrack_removed_total", "Entries of the map conntrack removed by programs: of flows that were over.";
+    UNREPLIED_REMOVED: Counter "sluice_unreplied_removed_total", "Entries of the map unreplied removed by programs: moved to conntrack, or of flows that were over.";
+    EVICTED: Counter "sluice_conntrack_evictions_total", "Entries that the kernel evicted from a full map, since the agent's start: inferred at each pass from what came, went and is left.";
+    EXPIRED: Counter "sluice_conntrack_expired_total", "Entries removed because they were idle for too long, since the agent's start.";
+    SHARE: Gauge "sluice_conntrack_share_flows", "Flows that one pod may hold in the map conntrack; 0 without a bound.";
+    AT_SHARE: Gauge "sluice_conntrack_pods_at_share", "Pods that hold all the flows they may; `sluice status` names the biggest.";
+    BIGGEST_SHARE: Gauge "sluice_conntrack_biggest_share_flows", "Flows of the pod that holds the most.";
+    PASSES: Counter "sluice_conntrack_pass_cpu_seconds_total", "CPU time of the passes that remove what is over and count the rest, since the agent's start.";
     APPLIES: Counter "sluice_apply_total", "Applies of changes to the maps, by result: `ok`, or `partial` where a write was refused.";
     APPLY_SECONDS: Histogram "sluice_apply_duration_seconds", "How long an apply took: compile, plan and writes.";
 }
@@ -86,6 +95,9 @@ const fn counted(count: Count) -> Family {
         Count::Audited => AUDITED,
         Count::MidstreamAdmitted => MIDSTREAM,
         Count::InsertFailed => INSERTS_FAILED,
+        Count::ConntrackShare => BEYOND_SHARE,
+        Count::ConntrackRemoved => CONNTRACK_REMOVED,
+        Count::UnrepliedRemoved => UNREPLIED_REMOVED,
     }
 }
 
@@ -142,6 +154,7 @@ impl Metrics {
         maps(&mut out, summary);
         traffic(&mut out, summary);
         drift(&mut out, summary);
+        flows(&mut out, summary);
         self.applies(&mut out);
         out.finish()
     }
@@ -264,6 +277,26 @@ fn drift(out: &mut Exposition, summary: &Summary) {
         let count = summary.drift.repaired.get(&part).copied();
         out.sample(&[("part", part.name())], count.unwrap_or(0));
     }
+}
+
+fn flows(out: &mut Exposition, summary: &Summary) {
+    let flows = &summary.flows;
+    out.family(EVICTED);
+    for table in &flows.tables {
+        out.sample(&[("map", table.map)], table.evicted);
+    }
+    out.family(EXPIRED);
+    for table in &flows.tables {
+        out.sample(&[("map", table.map)], table.expired);
+    }
+    out.family(SHARE);
+    out.sample(&[], flows.share);
+    out.family(AT_SHARE);
+    out.sample(&[], flows.at_share());
+    out.family(BIGGEST_SHARE);
+    out.sample(&[], flows.held.first().map_or(0, |held| held.flows));
+    out.family(PASSES);
+    out.sample(&[], flows.passes.as_secs_f64());
 }
 
 #[cfg(test)]

@@ -132,6 +132,52 @@ pub struct CounterState {
     pub counts: Vec<(Count, u64)>,
 }
 
+/// One table of flows, in entries (two per flow).
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct FlowTable {
+    /// Map name.
+    pub map: &'static str,
+    /// Removed because they were idle for too long, since the agent's start.
+    pub expired: u64,
+    /// Evicted by the kernel, since the agent's start: inferred, and never too many.
+    pub evicted: u64,
+}
+
+/// What a pod holds of `conntrack`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowShare {
+    /// The pod's slot.
+    pub slot: u32,
+    /// Its flows.
+    pub flows: u32,
+}
+
+/// How the tables of flows were at the last pass through them.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct FlowState {
+    /// `--conntrack-share`, percent.
+    pub share_percent: u32,
+    /// What that is in flows; 0: no bound, or no pass was made yet.
+    pub share: u32,
+    /// What each pod holds, the most first.
+    pub held: Vec<FlowShare>,
+    /// `conntrack` and `unreplied`.
+    pub tables: Vec<FlowTable>,
+    /// CPU time of the last pass.
+    pub pass: Duration,
+    /// CPU time of all passes since the agent's start.
+    pub passes: Duration,
+}
+
+impl FlowState {
+    /// Pods that hold all that they may.
+    #[must_use]
+    pub fn at_share(&self) -> usize {
+        let full = |held: &&FlowShare| self.share > 0 && held.flows >= self.share;
+        self.held.iter().filter(full).count()
+    }
+}
+
 /// The small picture: cheap to make, asked for by each `sluice status` and each scrape.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Summary {
@@ -163,6 +209,8 @@ pub struct Summary {
     pub counters: CounterState,
     /// What the checks of what is there found.
     pub drift: DriftState,
+    /// The tables of flows.
+    pub flows: FlowState,
 }
 
 /// The whole picture. Big, so it is asked for by people only, and shared.

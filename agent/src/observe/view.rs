@@ -11,6 +11,7 @@
 
 mod endpoints;
 mod flow;
+mod flows;
 mod policies;
 mod services;
 mod status;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use endpoints::{DirectionView, EndpointList, EndpointState, EndpointView};
 pub use flow::{FlowEvent, FlowKind, FlowList, FlowMatch, protocol_name};
+pub use flows::{FlowTableView, FlowsView, ShareView};
 pub use policies::{PolicyList, PolicyRulesView, PolicyView};
 pub use services::{
     BackendState, BackendView, FrontendKind, FrontendView, ServiceList, ServiceView, WhenEmpty,

@@ -1,5 +1,6 @@
 //! What an agent's maps say, read through their pins: the kernel's own word, whatever the agent says of itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_common::{
@@ -133,6 +134,22 @@ impl Pinned {
             count += usize::from(flags & pod_flag::USED != 0 && flags & pod_flag::REDIRECT != 0);
         }
         Ok(count)
+    }
+
+    /// The epochs of the node's pods, by the interface of their link.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn epochs(&self) -> Result<BTreeMap<u32, u32>> {
+        let pods: Array<_, Pod> = Array::try_from(Map::Array(self.open("pods")?))?;
+        let mut epochs = BTreeMap::new();
+        for slot in 0..pods.len() {
+            let pod = pods.get(&slot, 0)?;
+            if pod.flags & pod_flag::USED != 0 {
+                epochs.insert(pod.ifindex, pod.epoch);
+            }
+        }
+        Ok(epochs)
     }
 
     /// All entries of the flows that were answered. Entries that come and go meanwhile may be missed or told twice.

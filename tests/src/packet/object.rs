@@ -30,6 +30,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("slots", 256),
     ("backends", 256),
     ("pods", 64),
+    ("shares", 64),
     ("events", RING_BYTES),
 ];
 

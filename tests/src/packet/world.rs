@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, GroupEntry, Head,
-    LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Slot,
-    Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
+    LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Share,
+    Slot, Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -80,6 +80,7 @@ pub struct World {
     pub(super) events: RingBuf<MapData>,
     budget: PerCpuArray<MapData, Budget>,
     pods: Array<MapData, Pod>,
+    shares: Array<MapData, Share>,
     link_slots: HashMap<MapData, u32, LinkEntry>,
     addresses: HashMap<MapData, Address, AddressEntry>,
     services: HashMap<MapData, ServiceKey, ServiceEntry>,
@@ -139,6 +140,7 @@ impl World {
             events: RingBuf::try_from(take(&mut ebpf, "events")?)?,
             budget: PerCpuArray::try_from(take(&mut ebpf, "budget")?)?,
             pods: Array::try_from(take(&mut ebpf, "pods")?)?,
+            shares: Array::try_from(take(&mut ebpf, "shares")?)?,
             link_slots: HashMap::try_from(take(&mut ebpf, "links")?)?,
             addresses: HashMap::try_from(take(&mut ebpf, "addresses")?)?,
             services: HashMap::try_from(take(&mut ebpf, "services")?)?,
@@ -172,6 +174,7 @@ impl World {
         }
         zero(&mut self.groups)?;
         zero(&mut self.pods)?;
+        zero(&mut self.shares)?;
         zero(&mut self.heads)?;
         zero(&mut self.slots)?;
         zero(&mut self.backends)?;
@@ -255,6 +258,23 @@ impl World {
     /// Raises a pod's epoch, as the agent does when it has taken something away from the pod.
     pub fn raise_epoch(&mut self, pod: &LocalPod) {
         self.edit(pod, |p| p.epoch += 1);
+    }
+
+    /// Sets how many flows a pod may hold in `conntrack`, beside those that it holds already.
+    pub fn limit_share(&mut self, pod: &LocalPod, more: u32) {
+        self.must(|w| {
+            let share = w.shares.get(&pod.slot, 0)?;
+            let share = Share {
+                limit: share.held() + more,
+                ..share
+            };
+            Ok(w.shares.set(pod.slot, share, 0)?)
+        });
+    }
+
+    /// Flows that a pod holds in `conntrack`, as programs count them.
+    pub fn held_share(&mut self, pod: &LocalPod) -> u32 {
+        self.must(|w| Ok(w.shares.get(&pod.slot, 0)?.held()))
     }
 
     /// Pod `n` of another node. Answers its address and identity.

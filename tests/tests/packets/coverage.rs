@@ -65,6 +65,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::parsing::ROWS,
         super::policy::ROWS,
         super::services::ROWS,
+        super::shares::ROWS,
     ]
     .into_iter()
     .flatten()

@@ -21,6 +21,7 @@ pub(in crate::cli) fn render(status: &Status, now: Time, color: Color) -> String
         sources(status, now, color),
         attachments(status, color),
         maps(status, color),
+        flows(status, color),
         drops(status, color),
         told(status, color),
         apply(status, now) + &drift(status, now, color),
@@ -158,6 +159,42 @@ fn used(map: &MapView) -> Cell {
     } else {
         None
     })
+}
+
+fn flows(status: &Status, color: Color) -> String {
+    let flows = &status.flows;
+    let mut text = heading("Connections", color);
+    if flows.tables.is_empty() {
+        return text + "  not counted yet\n";
+    }
+    text += &match flows.share {
+        None => "  no bound for one pod\n".to_owned(),
+        Some(share) => {
+            let mut at_share = format!("{} at that", counted(flows.pods_at_share, "pod"));
+            if flows.pods_at_share > 0 {
+                at_share = color.tint(Tint::Warn, &at_share).into_owned();
+            }
+            format!(
+                "  one pod may hold {share} of them ({}%), {at_share}\n",
+                flows.share_percent
+            )
+        }
+    };
+    let biggest = flows
+        .biggest
+        .iter()
+        .map(|b| format!("{} {}", b.pod, b.flows));
+    let biggest: Vec<_> = biggest.collect();
+    if !biggest.is_empty() {
+        text += &format!("  most: {}\n", biggest.join(", "));
+    }
+    for table in &flows.tables {
+        text += &format!(
+            "  {}: {} entries removed by age, {} evicted since the start\n",
+            table.map, table.expired, table.evicted
+        );
+    }
+    text
 }
 
 fn drops(status: &Status, color: Color) -> String {

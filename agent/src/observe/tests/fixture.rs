@@ -419,6 +419,29 @@ pub(crate) fn summary() -> Summary {
                 .map(|count| (*count, *count as u64))
                 .collect(),
         },
+        flows: FlowState {
+            share_percent: 50,
+            share: 65_536,
+            held: vec![
+                FlowShare {
+                    slot: 1,
+                    flows: 65_536,
+                },
+                FlowShare {
+                    slot: 4_095,
+                    flows: 3,
+                },
+            ],
+            tables: [("conntrack", 40, 0), ("unreplied", 12, 7)]
+                .map(|(map, expired, evicted)| FlowTable {
+                    map,
+                    expired,
+                    evicted,
+                })
+                .into(),
+            pass: Duration::from_millis(12),
+            passes: Duration::from_millis(1_500),
+        },
     }
 }
 

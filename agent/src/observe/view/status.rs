@@ -3,7 +3,7 @@
 use agent_common::hook;
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointList, EndpointState};
+use super::{EndpointList, EndpointState, FlowsView};
 use crate::compile::{IpBlockMode, UnknownPod};
 use crate::datapath::drift::Part;
 use crate::model::Kind;
@@ -38,6 +38,8 @@ pub struct Status {
     pub attachments: Vec<AttachmentView>,
     /// Use of each map against its capacity.
     pub maps: Vec<MapView>,
+    /// The tables of flows: shares, what was collected, what was evicted.
+    pub flows: FlowsView,
     /// Packets dropped or rejected by hook and reason, since the maps were made; a pair that is not there is zero.
     pub drops: Vec<DropView>,
     /// What else is counted, by name; zeros too.
@@ -232,6 +234,7 @@ impl Status {
             objects: Kind::ALL.iter().map(|kind| count(state, *kind)).collect(),
             attachments: attachments(summary, state),
             maps: maps(summary),
+            flows: FlowsView::build(summary, state),
             drops: drops(summary),
             counts: counts(summary),
             rejected: summary.rejected.iter().map(told).collect(),
