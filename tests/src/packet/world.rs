@@ -414,7 +414,7 @@ impl World {
 
     /// Empties a slot of the program array.
     pub fn unload(&mut self, slot: u32) {
-        self.must(|w| Ok(w.programs.clear(slot)?));
+        self.must(|w| w.programs.clear(slot));
     }
 
     pub(super) fn uplink(&self) -> u32 {
