@@ -26,8 +26,8 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
         false => TcpSocket::new_v4(),
     };
     let socket = socket.context("making a socket")?;
-    let opened = Instant::now();
-    let mut began = opened;
+    let begun = Instant::now();
+    let mut began = begun;
     let mut token = context.token('h');
     let tell = |began: Instant, token: &str, kind: Kind, outcome: Outcome| {
         context.tell(Done {
@@ -70,7 +70,7 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
         let kind = Kind::Round {
             backend,
             server: server.clone(),
-            opened,
+            opened: begun,
         };
         let outcome = match tokio::time::timeout(PATIENT, ask(&mut stream, &token)).await {
             Ok(Ok(Some(answer))) => answered(answer, began),
