@@ -7,6 +7,7 @@ mod cleanup;
 mod clsact;
 mod directory;
 mod frames;
+mod late;
 mod node_parts;
 mod policies;
 mod random;
