@@ -130,12 +130,6 @@ impl Enforcement {
         }
     }
 
-    /// Whether something in the maps may still point to what was given up: then no number is given out again, and sets that no pod
-    /// should be judged by any more stay whole.
-    pub(super) const fn held(&self) -> bool {
-        self.hold && !cfg!(mutant = "reuse-while-pointed")
-    }
-
     /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`.
     pub(super) fn update(
         &mut self,
