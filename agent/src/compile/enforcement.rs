@@ -1,5 +1,4 @@
 //! Policy, identities, addresses and local pods: everything of the maps but services.
-//!
 //! An update goes through these stages; each leaves to the next what it made different:
 //! policies and vocabulary -> local pods -> sets -> peers in use -> identities and prefixes -> groups -> rules -> words.
 //!
