@@ -12,6 +12,12 @@ use crate::model::{Direction, Protocol, Text};
 use crate::problem::Problem;
 
 impl Enforcement {
+    /// Whether something in the maps may still point to what was given up: then no number is given out again, and sets that no pod
+    /// should be judged by any more stay whole.
+    pub(super) const fn held(&self) -> bool {
+        self.hold && !cfg!(mutant = "reuse-while-pointed")
+    }
+
     /// Named ports that a set asks groups for.
     fn asked_ports(&self, number: u32) -> BTreeSet<(Text, Protocol)> {
         self.sets

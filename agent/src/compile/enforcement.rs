@@ -1,5 +1,4 @@
 //! Policy, identities, addresses and local pods: everything of the maps but services.
-//!
 //! An update goes through these stages; each leaves to the next what it made different:
 //! policies and vocabulary -> local pods -> sets -> peers in use -> identities and prefixes -> groups -> rules -> words.
 //!
@@ -128,12 +127,6 @@ impl Enforcement {
             overlaps: Overlaps::default(),
             hold: false,
         }
-    }
-
-    /// Whether something in the maps may still point to what was given up: then no number is given out again, and sets that no pod
-    /// should be judged by any more stay whole.
-    pub(super) const fn held(&self) -> bool {
-        self.hold && !cfg!(mutant = "reuse-while-pointed")
     }
 
     /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`.
