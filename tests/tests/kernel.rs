@@ -287,8 +287,9 @@ fn pins_that_differ_are_refused_and_left_alone() {
     fs::rename(pins.map("programs"), pins.map("services")).unwrap();
     let error = load(&pins, &Sizes::default(), &Timeouts::DEFAULT)
         .map(|_| ())
-        .unwrap_err()
-        .to_string();
+        .unwrap_err();
+    assert!(matches!(error, LoadError::Pins(PinError::Differs { .. })));
+    let error = error.to_string();
     assert!(
         error.contains("map type") && error.contains("value size: 4 pinned, 8 wanted"),
         "{error}"

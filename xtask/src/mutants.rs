@@ -57,6 +57,20 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    Mutant {
+        name: "no-share",
+        removes: "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "shares::a_pod_at_its_share_goes_on_among_the_unanswered",
+        root: true,
+    },
+    Mutant {
+        name: "gc-without-recheck",
+        removes: "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
+        cargo: &["--package", "tests", "--test", "kernel"],
+        test: "flows::a_flow_that_comes_back_while_it_is_collected_stays",
+        root: true,
+    },
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",

@@ -13,7 +13,7 @@ use super::tiers::Tier;
 use crate::{setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
-const START_THE_AGENT: [&str; 2] = ["lab", "cluster"];
+const START_THE_AGENT: [&str; 3] = ["lab", "load", "cluster"];
 
 /// Builds and runs one tier.
 pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
