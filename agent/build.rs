@@ -2,7 +2,8 @@
 //!
 //! The object is built by the toolchain that builds the agent, where that has the standard library's source (`rust-src`), else
 //! by the linked toolchain `ebpf`. Its build directory lies beside those of the profiles, so that debug, release and clippy
-//! share one object. `SLUICE_MUTANT=NAME` builds both halves with `--cfg mutant="NAME"`, in a directory of its own.
+//! share one object. `SLUICE_MUTANT=NAME` builds both halves with `--cfg mutant="NAME"`, in a directory of its own;
+//! `SLUICE_EBPF_LOG=1` builds programs that write lines through aya-log, in debug builds.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -49,13 +50,20 @@ fn build() -> Result<(), String> {
         );
     }
     println!("cargo::rerun-if-env-changed=SLUICE_MUTANT");
+    println!("cargo::rerun-if-env-changed=SLUICE_EBPF_LOG");
+    // Programs that write lines are for work on them: slower, and open to a flood of log lines.
+    let log = env::var_os("SLUICE_EBPF_LOG").is_some_and(|value| value == "1");
+    if log && env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        return Err("SLUICE_EBPF_LOG is for debug builds only".to_owned());
+    }
     let mutant = mutant()?;
     if let Some(name) = &mutant {
         println!("cargo::rustc-cfg=mutant=\"{name}\"");
     }
 
     let linker = linker()?;
-    let target_dir = target_dir(&out, mutant.as_deref())?;
+    let next = env::var_os("CARGO_FEATURE_LAYOUT_NEXT").is_some();
+    let target_dir = target_dir(&out, mutant.as_deref(), next, log)?;
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
@@ -77,6 +85,12 @@ fn build() -> Result<(), String> {
         .args(["build", "--package", "agent-ebpf", "--release", "--locked"])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_dir)
+        .args(log.then_some("--features=log"))
+        .args(
+            next.then_some(["--features", "layout-next"])
+                .into_iter()
+                .flatten(),
+        )
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
     let status = cargo.status().map_err(|error| {
@@ -110,17 +124,20 @@ fn mutant() -> Result<Option<String>, String> {
     }
 }
 
-/// `target/ebpf`, or `target/ebpf-mutants/NAME`: beside the profile directory that `OUT_DIR` lies in.
-fn target_dir(out: &Path, mutant: Option<&str>) -> Result<PathBuf, String> {
+/// `target/ebpf`, `target/ebpf-log`, or `target/ebpf-mutants/NAME`, each with `-next` behind it for the tests' next layout: beside the
+/// profile directory that `OUT_DIR` lies in.
+fn target_dir(out: &Path, mutant: Option<&str>, next: bool, log: bool) -> Result<PathBuf, String> {
     let target = out
         .ancestors()
         .find(|ancestor| ancestor.file_name() == Some(OsStr::new("build")))
         .and_then(Path::parent)
         .and_then(Path::parent)
         .ok_or_else(|| format!("cannot find the target directory above {}", out.display()))?;
+    let suffix = if next { "-next" } else { "" };
     Ok(match mutant {
-        None => target.join("ebpf"),
-        Some(name) => target.join("ebpf-mutants").join(name),
+        None if log => target.join(format!("ebpf-log{suffix}")),
+        None => target.join(format!("ebpf{suffix}")),
+        Some(name) => target.join("ebpf-mutants").join(format!("{name}{suffix}")),
     })
 }
 

@@ -68,9 +68,13 @@ pub struct Judgement {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(Debug))]
 pub struct Flow {
+    /// As below: the tests' next layout has the addresses the other way round.
+    #[cfg(feature = "layout-next")]
+    pub new_destination: Address,
     /// Source address after translation; the packet's own without [`flow_flag::TRANSLATE`].
     pub new_source: Address,
     /// Destination address after translation; the packet's own without [`flow_flag::TRANSLATE`].
+    #[cfg(not(feature = "layout-next"))]
     pub new_destination: Address,
     /// Source port after translation, network order.
     pub new_source_port_be: u16,
@@ -114,6 +118,9 @@ pub struct Flow {
     pub partner_fin: u8,
     /// 1: an RST was seen from either side, or both FINs were: a SYN opens a new flow.
     pub closing: u8,
+    /// Always zero: an entry of the tests' next layout is longer.
+    #[cfg(feature = "layout-next")]
+    pub _next: u64,
 }
 
 impl Flow {
@@ -141,7 +148,16 @@ impl Flow {
         fin: 0,
         partner_fin: 0,
         closing: 0,
+        #[cfg(feature = "layout-next")]
+        _next: 0,
     };
 }
 
-const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(
+    size_of::<Flow>()
+        == if cfg!(feature = "layout-next") {
+            112
+        } else {
+            104
+        }
+);

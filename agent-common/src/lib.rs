@@ -20,7 +20,8 @@
 //! | `counters` | index -> [`Counter`] | per-CPU array | programs | drops, new flows |
 //! | `budget` | index -> [`Budget`] | per-CPU array | programs | drops, rejections |
 //! | `events` | [`Event`] | ring buffer | programs | the agent |
-//! | `programs` | slot -> program | program array | agent | every packet (the stubs) |
+//! | `programs` | slot -> program | program array | agent | rare cases |
+//! | `gate`, `gate_*` | side and hook -> program | program arrays | agent | every packet (the stubs), see [`gate`] |
 //!
 //! Settled now, created when used: `affinity` ([`AffinityKey`] -> [`Affinity`]), `source_ranges` ([`SourceRangeKey`]), `maglev`
 //! (index -> [`Slot`]), `fragments` ([`FragmentKey`] -> [`Fragment`]), `source_ports` ([`SourcePortKey`] -> [`Tuple`]),
@@ -35,7 +36,10 @@ pub mod clock;
 mod config;
 mod conntrack;
 mod event;
+pub mod gate;
 pub mod hook;
+#[cfg(feature = "user")]
+pub mod layout;
 pub mod limits;
 pub mod lookup;
 mod pod;

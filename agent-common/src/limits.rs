@@ -4,8 +4,9 @@
 //! mapped into the agent keep these sizes.
 
 /// Version of everything that two builds must agree on to share pinned maps: raised with every change of a key, a value,
-/// a flag or a capacity that is not settable. Stands in the name of the pin directory.
-pub const LAYOUT: u32 = 1;
+/// a flag or a capacity that is not settable. Stands in the name of the pin directory, and in [`crate::gate::GateWord`]. What entries look
+/// like stands in `layout`, where a test holds it against this number.
+pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 3 } else { 2 };
 
 /// Conntrack entries (two per flow) where nobody asks for another number. 262,144 are 131,072 flows, kube-proxy's own minimum
 /// (`conntrack-min`), in about 50 MiB. What the agent asks for by default comes from the machine's memory, see below.

@@ -10,9 +10,13 @@ use crate::Address;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "user", derive(Debug))]
 pub struct Tuple {
+    /// As below: the tests' next layout has the addresses the other way round.
+    #[cfg(feature = "layout-next")]
+    pub destination: Address,
     /// Source address.
     pub source: Address,
     /// Destination address.
+    #[cfg(not(feature = "layout-next"))]
     pub destination: Address,
     /// Source port, network order.
     pub source_port_be: u16,

@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// On to the next program, and then the stack: never "OK", which would skip the programs of others.
+#[cfg(not(mutant = "pass-means-ok"))]
 pub const NEXT: i32 = TC_ACT_UNSPEC;
+#[cfg(mutant = "pass-means-ok")]
+pub const NEXT: i32 = aya_ebpf::bindings::TC_ACT_OK;
 /// Gone.
 pub const DROP: i32 = TC_ACT_SHOT;
 

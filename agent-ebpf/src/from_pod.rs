@@ -1,8 +1,8 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, hook, lookup::Tables,
-    pod_flag, protocol,
+    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord, hook,
+    lookup::Tables, pod_flag, protocol,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -10,6 +10,7 @@ use crate::{
     conntrack::{backend_holds, close, judged, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     flow::{Opened, forget_found, midstream, open},
+    gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, arp_sender, parse, pull, skb, tcp},
     policy::{enforced, judge, slot_of, store},
@@ -99,7 +100,12 @@ pub fn new(ctx: &TcContext) -> i32 {
     if let Some(flow) = found {
         // SAFETY: a map value; see `established`.
         let flow = unsafe { &mut *flow };
-        if flow.ifindex == work.ifindex && !reopens(flow, work.tcp_flags) {
+        // Opened when nobody had the service's address yet: it would never come to a backend.
+        let untranslated = flow.backend == NO_BACKEND
+            && flow.flags & flow_flag::REPLY == 0
+            && !cfg!(mutant = "untranslated")
+            && is_cluster_ip(&work.tuple.destination);
+        if flow.ifindex == work.ifindex && !reopens(flow, work.tcp_flags) && !untranslated {
             if backend_holds(flow, work.tuple.protocol) {
                 return known(ctx, work, flow);
             }
@@ -118,6 +124,13 @@ pub fn new(ctx: &TcContext) -> i32 {
         // The address moved to another link, the flow is over, or its backend is gone: begin anew.
         let key = work.tuple;
         forget_found(work, flow, &key);
+    } else if !opens(work) {
+        let moving = moving();
+        // Nobody but an opener sends to a service.
+        let stays = GateWord(moving).only_rest() && is_cluster_ip(&work.tuple.destination);
+        if moving != 0 && !(stays && work.tuple.protocol != protocol::TCP) {
+            return hand_over(ctx, moving, hook::FROM_POD);
+        }
     }
     work.forward_key = work.tuple;
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {

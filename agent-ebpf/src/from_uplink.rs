@@ -8,6 +8,7 @@ use crate::{
     conntrack::{close, partner, promote, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     from_pod::begin,
+    gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, pull, tcp},
     tables::Maps,
@@ -103,6 +104,12 @@ pub fn new(ctx: &TcContext) -> i32 {
             );
         }
         return NEXT;
+    }
+    if flow_known && !opens(work) {
+        let moving = moving();
+        if moving != 0 {
+            return hand_over(ctx, moving, hook::FROM_UPLINK);
+        }
     }
     if matches!(destination, Some(entry) if entry.kind == address_kind::CLUSTER_IP) {
         return drop_packet(ctx, work, Reason::ClusterIpFromOutside);

@@ -1,7 +1,7 @@
 //! Sluice's eBPF programs: entry points only.
 //!
-//! What is attached to an interface is a stub, which goes on in the program that the array `programs` holds for its
-//! hook: an upgrade writes slots and touches no link. A hook's program answers for established flows; what it cannot
+//! What is attached is a stub, which goes on in the program that the gate holds for its hook (gate.rs): an upgrade writes the gate
+//! and touches no link. A hook's program answers for established flows; what it cannot
 //! answer goes on, by tail call, in the program for the rare cases of that hook.
 //!
 //! The path of a packet: `parse` (packet.rs), the flow's entry (conntrack.rs), else source check, service (service.rs), judgement
@@ -23,6 +23,9 @@ mod deliver;
 mod flow;
 mod from_pod;
 mod from_uplink;
+mod gate;
+#[cfg(feature = "log")]
+mod log;
 mod maps;
 mod nat;
 mod packet;
@@ -41,32 +44,22 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 
-use deliver::NEXT;
-
-/// Goes on in the program of a hook; with none in its slot the packet passes, as if nothing were attached.
-#[inline(always)]
-fn stub(ctx: &TcContext, hook: u32) -> i32 {
-    // SAFETY: the program behind the slot is of the same type, put there by the agent.
-    unsafe { maps::PROGRAMS.tail_call(ctx, hook) };
-    NEXT
-}
-
 /// Attached to the ingress of a pod link's host side.
 #[classifier]
 pub fn stub_from_pod(ctx: TcContext) -> i32 {
-    stub(&ctx, hook::FROM_POD)
+    gate::enter(&ctx, hook::FROM_POD)
 }
 
 /// Attached to the egress of a pod link's host side.
 #[classifier]
 pub fn stub_to_pod(ctx: TcContext) -> i32 {
-    stub(&ctx, hook::TO_POD)
+    gate::enter(&ctx, hook::TO_POD)
 }
 
 /// Attached to the ingress of an uplink.
 #[classifier]
 pub fn stub_from_uplink(ctx: TcContext) -> i32 {
-    stub(&ctx, hook::FROM_UPLINK)
+    gate::enter(&ctx, hook::FROM_UPLINK)
 }
 
 /// What a pod sends: established flows.
@@ -111,10 +104,22 @@ pub fn reject(ctx: TcContext) -> i32 {
     reject::answer(&ctx)
 }
 
+/// Attached to `connect` of the host's own processes, IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn stub_connect4(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_CONNECT4)
+}
+
 /// The host's own `connect`, IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     socket::connect_v4(&ctx)
+}
+
+/// Attached to `connect` of the host's own processes, IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn stub_connect6(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_CONNECT6)
 }
 
 /// The host's own `connect`, IPv6.
@@ -123,10 +128,22 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     socket::connect_v6(&ctx)
 }
 
+/// Attached to `sendmsg` of the host's own processes, IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn stub_sendmsg4(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_SENDMSG4)
+}
+
 /// The host's own `sendmsg`, IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     socket::connect_v4(&ctx)
+}
+
+/// Attached to `sendmsg` of the host's own processes, IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn stub_sendmsg6(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_SENDMSG6)
 }
 
 /// The host's own `sendmsg`, IPv6.
@@ -135,28 +152,52 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     socket::connect_v6(&ctx)
 }
 
+/// Attached to `recvmsg` of the host's own processes, IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn stub_recvmsg4(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_RECVMSG4)
+}
+
 /// The host's own `recvmsg`, IPv4.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::reverse_v4(&ctx)
+    socket::reverse_v4(&ctx, &maps::GATE_RECVMSG4)
+}
+
+/// Attached to `recvmsg` of the host's own processes, IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn stub_recvmsg6(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_RECVMSG6)
 }
 
 /// The host's own `recvmsg`, IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::reverse_v6(&ctx)
+    socket::reverse_v6(&ctx, &maps::GATE_RECVMSG6)
+}
+
+/// Attached to `getpeername` of the host's own processes, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn stub_getpeername4(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_PEERNAME4)
 }
 
 /// The host's own `getpeername`, IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::reverse_v4(&ctx)
+    socket::reverse_v4(&ctx, &maps::GATE_PEERNAME4)
+}
+
+/// Attached to `getpeername` of the host's own processes, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn stub_getpeername6(ctx: SockAddrContext) -> i32 {
+    gate::enter_socket(&ctx, &maps::GATE_PEERNAME6)
 }
 
 /// The host's own `getpeername`, IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::reverse_v6(&ctx)
+    socket::reverse_v6(&ctx, &maps::GATE_PEERNAME6)
 }
 
 #[cfg(target_arch = "bpf")]

@@ -3,7 +3,7 @@
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow,
     GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
-    SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, limits,
+    SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 
-use crate::work::Work;
+use crate::{gate::SocketGate, work::Work};
 
 /// Arrays that the agent stores single words of, through a mapping.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -62,6 +62,27 @@ pub static BUDGET: PerCpuArray<Budget, { budget::BUDGETS as usize }> = PerCpuArr
 pub static EVENTS: RingBuf<(), { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<{ limits::PROGRAMS as usize }> = ProgramArray::new();
+/// See [`agent_common::gate`]: shared by agents of all layouts.
+#[btf_map(name = "gate")]
+pub static GATE: ProgramArray<{ gate::SLOTS as usize }> = ProgramArray::new();
+#[btf_map(name = "gate_word")]
+pub static GATE_WORD: Array<u64, 1, MAPPED> = Array::new();
+#[btf_map(name = "gate_connect4")]
+pub static GATE_CONNECT4: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_connect6")]
+pub static GATE_CONNECT6: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_sendmsg4")]
+pub static GATE_SENDMSG4: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_sendmsg6")]
+pub static GATE_SENDMSG6: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_recvmsg4")]
+pub static GATE_RECVMSG4: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_recvmsg6")]
+pub static GATE_RECVMSG6: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_peername4")]
+pub static GATE_PEERNAME4: SocketGate = SocketGate::new();
+#[btf_map(name = "gate_peername6")]
+pub static GATE_PEERNAME6: SocketGate = SocketGate::new();
 /// Working memory of the TC programs, which never interrupt each other on one CPU (bottom halves are off). Socket programs
 /// may be interrupted by them, and have none of it.
 #[btf_map(name = "scratch")]

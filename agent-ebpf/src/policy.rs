@@ -7,7 +7,7 @@ use agent_common::{
 
 use crate::{
     tables::{Maps, egress_set, epoch, ingress_set, pod},
-    work::Work,
+    work::{Work, alone},
 };
 
 /// The slot of an address, if it is a local pod's.
@@ -44,8 +44,19 @@ fn peer(word: SetWord, address: &Address, kind: u8, port_be: u16) -> Verdict {
 ///
 /// The epoch is read before anything that it vouches for. The set is read before the peer's address and group: a change of policy writes
 /// addresses and groups first and sets last, and a new set need not know a group that is gone.
-#[inline(never)]
+#[inline(always)]
 pub fn judge(work: &mut Work) -> u32 {
+    judge_flow(work)
+}
+
+/// [`judge`], as a function that the verifier walks once and by itself (see `work.rs`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_flow(work: *mut Work) -> u32 {
+    // SAFETY: see `alone`.
+    let Some(work) = (unsafe { alone(work) }) else {
+        return Reason::UnknownPod as u32;
+    };
     let opener_address: Address = work.forward_key.source;
     let responder_address: Address = work.forward.new_destination;
     let port_be = work.forward.new_destination_port_be;

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use crate::{
     deliver::DROP,
     packet::{self, L3, tcp},
-    report::{allowance, count, count_drop, event},
+    report::{allowance, count, count_drop, event, logged},
     work::{Work, work},
 };
 
@@ -35,6 +35,7 @@ pub fn answer(ctx: &TcContext) -> i32 {
     let Some(work) = work() else {
         return DROP;
     };
+    logged(ctx, work);
     count_drop(work.hook, work.reason, work.length);
     event(work, event_kind::REJECT as u32);
     if !allowance(

@@ -137,9 +137,19 @@ pub fn event(work: &mut Work, kind: u32) -> u32 {
     0
 }
 
+/// A line for whoever works on the programs, in objects that are built to write them.
+#[inline(always)]
+pub fn logged(ctx: &TcContext, work: &Work) {
+    #[cfg(feature = "log")]
+    crate::log::refused(ctx, work);
+    #[cfg(not(feature = "log"))]
+    let _ = (ctx, work);
+}
+
 /// Counts and reports a drop.
 #[inline(always)]
-pub fn dropped(_ctx: &TcContext, work: &mut Work) {
+pub fn dropped(ctx: &TcContext, work: &mut Work) {
+    logged(ctx, work);
     count_drop(work.hook, work.reason, work.length);
     event(work, event_kind::DROP as u32);
 }

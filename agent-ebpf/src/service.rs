@@ -12,7 +12,7 @@ use crate::{
     maps::{CONNTRACK, UNREPLIED},
     report::{count, count_many},
     tables::Maps,
-    work::Work,
+    work::{Work, alone},
 };
 
 #[inline(always)]
@@ -22,8 +22,19 @@ fn random() -> u32 {
 }
 
 /// Fills in the ends of `work.forward` for the tuple in `work.forward_key`. 0: done; else the reason why not.
-#[inline(never)]
+#[inline(always)]
 pub fn choose(work: &mut Work) -> u32 {
+    choose_ends(work)
+}
+
+/// [`choose`], as a function that the verifier walks once and by itself (see `work.rs`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_ends(work: *mut Work) -> u32 {
+    // SAFETY: see `alone`.
+    let Some(work) = (unsafe { alone(work) }) else {
+        return Reason::NoEndpoint as u32;
+    };
     let kind = work.forward_key.protocol;
     work.timeouts = [timeout(kind, true), timeout(kind, false)];
     work.forward = Flow::NONE;
@@ -113,8 +124,19 @@ pub fn own(work: &Work, entry: &Flow) -> bool {
 }
 
 /// Sets `work.reply_key`, and tells whether it is free: no live flow's replies look like that. What is left of a dead one is removed.
-#[inline(never)]
+#[inline(always)]
 fn free(work: &mut Work) -> u32 {
+    free_reply(work)
+}
+
+/// [`free`], as a function that the verifier walks once and by itself (see `work.rs`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn free_reply(work: *mut Work) -> u32 {
+    // SAFETY: see `alone`.
+    let Some(work) = (unsafe { alone(work) }) else {
+        return 0;
+    };
     let kind = work.forward_key.protocol;
     work.reply_key = partner(&work.forward, kind);
     if let Some(entry) = CONNTRACK.get_ptr(&work.reply_key) {

@@ -15,6 +15,7 @@ use aya_ebpf::{
 };
 
 use crate::{
+    gate::{SocketGate, hand_over_socket},
     maps::{CONFIG, SOCK_REVERSE},
     report::{count, count_drop},
     tables::Maps,
@@ -190,9 +191,9 @@ fn reverse(ctx: &SockAddrContext, address: Address, port_be: u16) -> Option<Sock
     Some(found)
 }
 
-/// `recvmsg` and `getpeername` on an IPv4 socket.
+/// `recvmsg` and `getpeername` on an IPv4 socket; `gate` is the hook's own.
 #[inline(always)]
-pub fn reverse_v4(ctx: &SockAddrContext) -> i32 {
+pub fn reverse_v4(ctx: &SockAddrContext, gate: &SocketGate) -> i32 {
     if !ours(ctx) {
         return PROCEED;
     }
@@ -201,13 +202,15 @@ pub fn reverse_v4(ctx: &SockAddrContext) -> i32 {
     if let Some(service) = reverse(ctx, address, sock.user_port as u16) {
         sock.user_ip4 = service.address.words()[3];
         sock.user_port = service.port_be as u32;
+    } else {
+        hand_over_socket(ctx, gate);
     }
     PROCEED
 }
 
 /// `recvmsg` and `getpeername` on an IPv6 socket.
 #[inline(always)]
-pub fn reverse_v6(ctx: &SockAddrContext) -> i32 {
+pub fn reverse_v6(ctx: &SockAddrContext, gate: &SocketGate) -> i32 {
     if !ours(ctx) {
         return PROCEED;
     }
@@ -225,6 +228,8 @@ pub fn reverse_v6(ctx: &SockAddrContext) -> i32 {
         sock.user_ip6[2] = words[2];
         sock.user_ip6[3] = words[3];
         sock.user_port = service.port_be as u32;
+    } else {
+        hand_over_socket(ctx, gate);
     }
     PROCEED
 }

@@ -9,6 +9,7 @@ use crate::{
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     flow::{Opened, forget_found, midstream, open},
     from_pod::{again_from, begin},
+    gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, pull, skb, tcp},
     policy::{enforced, slot_of},
@@ -110,20 +111,20 @@ pub fn new(ctx: &TcContext) -> i32 {
     if host && let Some(sent) = host_backend(ctx, work) {
         return sent;
     }
-    let key = work.tuple.reversed();
-    let mut found = CONNTRACK.get_ptr_mut(&key);
+    // In the working memory: older kernels leave this program no room for a tuple on its stack.
+    work.forward_key = work.tuple.reversed();
+    let mut found = CONNTRACK.get_ptr_mut(&work.forward_key);
     if found.is_none()
-        && let Some(waiting) = UNREPLIED.get_ptr_mut(&key)
+        && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.forward_key)
     {
         found = Some(waiting);
         // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
         let flow = unsafe { &*waiting };
         if flow.flags & flow_flag::REPLY == 0 && !reopens(flow, work.tcp_flags) {
             // The opener's own entry, and the packet goes against it: the first answer.
-            work.forward_key = key;
-            work.reply_key = partner(flow, key.protocol);
+            work.reply_key = partner(flow, work.tuple.protocol);
             if promote(work) != 0 {
-                found = CONNTRACK.get_ptr_mut(&key);
+                found = CONNTRACK.get_ptr_mut(&work.forward_key);
             }
         }
     }
@@ -136,6 +137,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             }
             if !host && !judged(flow) {
                 let reply = flow.flags & flow_flag::REPLY != 0;
+                let key = work.forward_key;
                 let reason = again_from(work, flow, reply, key);
                 if reason != 0 {
                     work.reason = reason;
@@ -146,10 +148,20 @@ pub fn new(ctx: &TcContext) -> i32 {
             if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
                 close(flow, work.tcp_flags, false);
             }
-            touch(flow, key.protocol);
+            touch(flow, work.tuple.protocol);
             return NEXT;
         }
+        let key = work.forward_key;
         forget_found(work, flow, &key);
+    } else {
+        let moving = moving();
+        // What a pod of this node opens was seen in `from_pod`: if it is not known here, the programs of the other side were
+        // in force in that instant, and know it.
+        if moving != 0
+            && (!opens(work) || (!host && slot_of(Maps.address(&work.tuple.source)) != NO_SLOT))
+        {
+            return hand_over(ctx, moving, hook::TO_POD);
+        }
     }
     work.forward_key = work.tuple;
     if host {
@@ -159,9 +171,9 @@ pub fn new(ctx: &TcContext) -> i32 {
             Opened::Again => tail_call(ctx, hook::TO_POD, hook::TO_POD),
         };
     }
-    let enters = match pod(slot_of(Maps.address(&work.tuple.source))) {
-        Some(opener) if slot_of(Maps.address(&work.tuple.source)) != NO_SLOT => opener.ifindex,
-        _ => 0,
+    let enters = match slot_of(Maps.address(&work.tuple.source)) {
+        NO_SLOT => 0,
+        slot => pod(slot).map_or(0, |opener| opener.ifindex),
     };
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
         let reason = midstream(work, enters);

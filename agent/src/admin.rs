@@ -15,6 +15,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use socket::Leftover;
+
 use serde::{Deserialize, Serialize};
 
 use crate::observe::view::{FlowEvent, FlowMatch};

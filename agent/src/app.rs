@@ -25,7 +25,8 @@ use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
 use crate::datapath::collector::Collector;
-use crate::datapath::{Datapath, Write, host, load, pins::Pins, switch::Switch};
+use crate::datapath::drift::Maps;
+use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
 use crate::model::{Kind, intern};
 use crate::observe::flows::FlowHub;
@@ -70,6 +71,8 @@ pub struct Config {
     pub ip_block_mode: IpBlockMode,
     /// What holds for pods that no source knows yet.
     pub unknown_pod: UnknownPod,
+    /// Between two checks whether everything is still there.
+    pub drift_interval: Duration,
     /// How many flows are kept, and for how long.
     pub flows: FlowChoice,
     /// Where metrics are served, if they are.
@@ -87,12 +90,16 @@ pub fn run(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(config))
+    let result = runtime.block_on(serve(config));
+    // A collection of flows under way is not waited for: it may be left at any step.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config) -> Result<()> {
     let started = SystemTime::now();
     host::check()?;
+    host::raise_file_limit()?;
     // First: a second agent by mistake must not get as far as the maps.
     let admin = Server::bind(&config.socket)?;
     let endpoint = match config.metrics_address {
@@ -106,7 +113,8 @@ async fn serve(config: Config) -> Result<()> {
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
-    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), cgroup);
+    let maps = Maps::open(&pins, &object::maps(&config.flows.sizes())?)?;
+    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), maps, cgroup);
     let attached = attachments.attached();
 
     let mut uplinks = UplinkChoice {
@@ -130,6 +138,7 @@ async fn serve(config: Config) -> Result<()> {
         Box::new(attachments),
         intern(&config.node_name),
     );
+    let reconciler = reconciler.with_drift_interval(config.drift_interval);
     let (readiness, metrics, hub) = (
         Readiness::default(),
         Arc::<Metrics>::default(),
@@ -157,9 +166,20 @@ async fn serve(config: Config) -> Result<()> {
     // Dropped with this function, which ends them all.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(source.run(events));
+    tasks.spawn(observed::look_after(watcher.touched(), handle.clone()));
     tasks.spawn(flows::collect(collector, config.flows, flow_use));
     tasks.spawn(observed::pump(loaded.events.into_events()?, hub.clone()));
     tasks.spawn(observed::switch_allowed(switch, hub));
+    if let Some(log) = loaded.log {
+        warn!(
+            "these programs write a line for each drop: a build for work on them, not for a node in use"
+        );
+        tasks.spawn(async move {
+            if let Err(error) = log.run().await {
+                warn!("the programs' lines cannot be read: {error}");
+            }
+        });
+    }
     tasks.spawn(awaited.follow(handle.clone(), readiness, Arc::clone(&metrics)));
     tasks.spawn(admin.run(Arc::clone(&observed) as Arc<_>));
     if let Some(endpoint) = endpoint {
@@ -185,7 +205,7 @@ async fn serve(config: Config) -> Result<()> {
             },
         }
     };
-    if let Err(error) = readiness::notify(Notice::Stopping) {
+    if let Err(error) = readiness::notify(&Notice::Stopping) {
         warn!("the service manager cannot be told: {error}");
     }
     result
@@ -225,8 +245,7 @@ async fn source(config: &Config) -> Result<Box<dyn Source>> {
     Ok(match &config.source {
         SourceChoice::Manifests(directory) => Box::new(ManifestSource::new(directory.clone())),
         SourceChoice::Kubernetes(kubeconfig) => {
-            let client = source::client_from(kubeconfig.as_deref()).await?;
-            Box::new(KubeSource::new(client))
+            Box::new(KubeSource::open(kubeconfig.clone()).await?)
         }
     })
 }

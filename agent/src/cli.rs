@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod ask;
+mod cleanup;
 mod color;
 pub mod conntrack;
 pub mod duration;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use agent::AgentArgs;
+pub use cleanup::CleanupArgs;
 
 use crate::admin;
 
@@ -91,6 +93,9 @@ pub enum Command {
     Policy(PolicyCommand),
     /// What was dropped, rejected or passed by audit, and why; as it happens, until Ctrl-C
     Flows(FlowArgs),
+    /// Remove everything of Sluice's from this node: programs, pins, qdiscs, the socket. Run it as root, in the network
+    /// namespace of the agent, when that has ended
+    Cleanup(CleanupArgs),
     /// The version of this program
     Version,
 }
@@ -174,6 +179,9 @@ impl Cli {
         let mut out = io::BufWriter::new(out);
         let done = match command {
             Command::Version => version(self.global.output, &mut out),
+            Command::Cleanup(args) => {
+                cleanup::run(args, &self.global.socket, self.global.output, &mut out)
+            }
             command => ask::ask(&self.global, command, &mut out, color),
         };
         match done.and_then(|()| out.flush().map_err(anyhow::Error::from)) {

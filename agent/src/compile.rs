@@ -77,7 +77,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             addresses: limits::ADDRESSES,
-            identities: limits::IDENTITIES,
+            identities: crate::desired::STAGED_IDENTITIES,
             prefixes: limits::PREFIXES,
             rules: limits::RULES,
             pods: limits::PODS,
@@ -152,6 +152,12 @@ impl Compiler {
     /// from the first delta, which is the whole, in as little as can be.
     pub fn adopt(&mut self, contents: Contents) {
         self.adopting = Some(Box::new(contents));
+    }
+
+    /// Whether the plan could not do all of what it was told: something may still point to numbers that are not in use any more,
+    /// and pods may be judged by sets that they should have left. Until it could, these stay what they are.
+    pub fn hold(&mut self, hold: bool) {
+        self.enforcement.hold = hold;
     }
 
     /// Takes changes in, and the node's own state.

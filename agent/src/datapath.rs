@@ -6,26 +6,33 @@
 pub mod attach;
 pub mod capacity;
 pub mod cgroup;
+pub mod cleanup;
 pub mod collector;
 pub mod conntrack;
 pub mod contents;
 pub mod counters;
+pub mod drift;
 pub mod events;
 mod evictions;
 pub mod faulty;
+mod gate;
 mod grace;
 pub mod host;
 mod kernel;
 pub mod load;
+pub mod log;
 pub mod memory;
+mod migrate;
 pub mod object;
 pub mod pins;
+pub mod readback;
 mod shares;
 pub mod switch;
 mod sys;
 mod words;
 
 pub use kernel::KernelDatapath;
+pub use migrate::{MigrateError, Moved};
 
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Config, GroupEntry, Head, LinkEntry, Pod, Prefix,
@@ -116,6 +123,14 @@ pub enum DatapathError {
         /// Its capacity.
         capacity: u32,
     },
+    /// The kernel has no memory for an element (ENOMEM): maps that take memory for what is in them count against the agent's limit.
+    #[error(
+        "map {map}: the kernel has no memory for another entry; raise the memory limit of the agent"
+    )]
+    NoMemory {
+        /// Map name.
+        map: &'static str,
+    },
     /// An index lies beyond an array.
     #[error("index {index} lies beyond map {map} of {capacity} entries")]
     Range {
@@ -155,4 +170,27 @@ pub trait Datapath: Send {
     /// # Errors
     /// A map cannot be read.
     fn contents(&self) -> Result<Contents, DatapathError>;
+
+    /// Reads elements back: for each write, the write that would make what is there. (Whatever the words of a write, of a map's
+    /// whole element: [`Write::Pod`], not [`Write::PodSet`].)
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    fn read_back(&self, elements: &[Write]) -> Result<Vec<Write>, DatapathError> {
+        let contents = self.contents()?;
+        Ok(elements.iter().map(|of| contents.element(of)).collect())
+    }
+
+    /// Some elements of a table behind one, in the map's own order: about `count`, of an array those that are not all zero.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    fn piece(
+        &self,
+        table: readback::Table,
+        after: Option<&Write>,
+        count: usize,
+    ) -> Result<readback::Piece, DatapathError> {
+        Ok(self.contents()?.piece(table, after, count))
+    }
 }

@@ -7,11 +7,17 @@ use std::net::IpAddr;
 
 use agent_common::{
     Address, AddressEntry, GroupEntry, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceKey,
-    Verdict,
+    Verdict, limits,
 };
 
 use crate::datapath::Bits;
 use crate::model::{Family, ObjectKey, Protocol, Text};
+
+/// Identities from here on are the plan's own, for peers that pass through a stage (`plan/stage.rs`): as many different moves as a
+/// plan can hold apart.
+pub const STAGED_IDENTITIES: u32 = limits::IDENTITIES - 4_096;
+/// Groups from here on are the plan's own, likewise. Half of all numbers: compile's are given out from below.
+pub const STAGED_GROUPS: u32 = 1 << 31;
 
 /// Which of a service port's endpoint sets a pool holds (SEMANTICS.md, "Choosing endpoints").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,6 +26,11 @@ pub enum EndpointSet {
     Cluster,
     /// The local set.
     Local,
+}
+
+impl EndpointSet {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
 }
 
 /// Names a pool: the backends of one service port in one family and endpoint set.
@@ -118,7 +129,30 @@ fn merge<K: Ord + Clone, V: Clone>(into: &mut BTreeMap<K, V>, from: &BTreeMap<K,
     }
 }
 
+fn values<K: Ord + Clone, V: Clone>(
+    of: &BTreeMap<K, V>,
+    keys: &BTreeMap<K, Option<V>>,
+) -> BTreeMap<K, Option<V>> {
+    keys.keys()
+        .map(|key| (key.clone(), of.get(key).cloned()))
+        .collect()
+}
+
 impl Desired {
+    /// What it says now of everything that a delta speaks of: merging that undoes the delta.
+    pub fn before(&self, delta: &Delta) -> Delta {
+        Delta {
+            frontends: values(&self.frontends, &delta.frontends),
+            pools: values(&self.pools, &delta.pools),
+            addresses: values(&self.addresses, &delta.addresses),
+            prefixes: values(&self.prefixes, &delta.prefixes),
+            groups: values(&self.groups, &delta.groups),
+            rules: values(&self.rules, &delta.rules),
+            pods: values(&self.pods, &delta.pods),
+            links: values(&self.links, &delta.links),
+        }
+    }
+
     /// Takes a delta in.
     pub fn merge(&mut self, delta: &Delta) {
         merge(&mut self.frontends, &delta.frontends);

@@ -1,6 +1,7 @@
 //! The `sluice` command: the agent, and what asks it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use sluice::app::{self, Config, FlowChoice, SourceChoice};
@@ -50,6 +51,7 @@ fn config(cli: &Cli, args: &AgentArgs) -> Config {
             UnknownPodFlag::Allow => UnknownPod::Allow,
             UnknownPodFlag::Deny => UnknownPod::Deny,
         },
+        drift_interval: Duration::from_secs(args.drift_interval),
         flows: FlowChoice {
             max: args.conntrack.max,
             share_percent: args.conntrack.share,

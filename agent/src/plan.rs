@@ -11,8 +11,10 @@ mod epochs;
 mod mirror;
 mod numbers;
 mod pools;
+mod rejudge;
 mod restore;
 mod runs;
+mod stage;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -126,6 +128,10 @@ pub struct Planner {
     pending_rules: BTreeSet<Bits<RuleKey>>,
     departed: epochs::Departed,
     problems: BTreeMap<Item, Problem>,
+    /// The last plan led peers through a stage: another one leads them on.
+    staged: bool,
+    /// There was no room for that: the next plan goes without.
+    cramped: bool,
 }
 
 /// Keys that a plan must look at.
@@ -155,6 +161,14 @@ impl Dirty {
             links: delta.links.keys().copied().collect(),
             epochs: BTreeSet::new(),
         }
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.addresses.append(&mut other.addresses);
+        self.prefixes.append(&mut other.prefixes);
+        self.groups.append(&mut other.groups);
+        self.rules.append(&mut other.rules);
+        self.pods.append(&mut other.pods);
     }
 
     fn add(&mut self, item: Item) {
@@ -212,6 +226,11 @@ impl Planner {
         !self.pending.is_empty() || !self.pending_rules.is_empty() || !self.pools.garbage.is_empty()
     }
 
+    /// Whether the next plan is due at once: it ends what this one began.
+    pub fn staged(&self) -> bool {
+        self.staged
+    }
+
     /// Plans a delta, and whatever earlier plans could not finish. The plan must go to [`apply`] before the next is made.
     pub fn plan(&mut self, delta: &Delta) -> Plan {
         self.desired.merge(delta);
@@ -223,7 +242,30 @@ impl Planner {
             dirty.add(item);
         }
         dirty.rules.append(&mut self.pending_rules);
-        steps::Builder::new(self, dirty).build()
+        let overlay = if std::mem::take(&mut self.cramped) {
+            None
+        } else {
+            stage::overlay(self, &dirty)
+        };
+        self.staged = overlay.is_some();
+        let Some(overlay) = overlay else {
+            return steps::Builder::new(self, dirty).build();
+        };
+        let before = self.desired.before(&overlay);
+        self.desired.merge(&overlay);
+        dirty.append(Dirty::of(&overlay));
+        let mut plan = steps::Builder::new(self, dirty).build();
+        // Whoever began with the set of before has ended before peers go on.
+        plan.grace = true;
+        self.desired.merge(&before);
+        let groups = before.groups.into_keys().map(Item::Group);
+        let addresses = before.addresses.into_keys().map(Item::Address);
+        let prefixes = before.prefixes.into_keys().map(Item::Prefix);
+        let pods = before.pods.into_keys().map(Item::Pod);
+        self.pending
+            .extend(groups.chain(addresses).chain(prefixes).chain(pods));
+        self.pending_rules.extend(before.rules.into_keys());
+        plan
     }
 
     /// Takes note of a write that the kernel accepted.

@@ -3,6 +3,9 @@
 //! Nothing is applied before every kind that the sources tell of has been told whole once, and the node's own state is
 //! known: the first apply is a diff against what the maps hold, and whatever it does not know goes.
 
+mod drift;
+mod handle;
+mod news;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compile::{Compiled, Compiler, RuleName};
+use crate::datapath::drift::Repair;
 use crate::datapath::{Contents, Datapath, DatapathError};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
@@ -22,6 +26,9 @@ use crate::plan::{Applied, Planner, apply};
 use crate::problem::Problem;
 use crate::source::{Event, Rejected};
 
+use drift::Drift;
+pub use drift::{DriftState, INTERVAL as DRIFT_INTERVAL};
+pub use handle::Handle;
 pub use snapshot::{Counts, KindState, LastApply, Snapshot, State};
 
 /// From changes of the cluster and the node to changes of the desired state: pure, without I/O or clock.
@@ -34,6 +41,9 @@ pub trait Compile: Send {
         changes: &[Change],
         local_changed: bool,
     ) -> Compiled;
+
+    /// Before an update: whether the plan could not do all of what it was told, see [`Compiler::hold`].
+    fn hold(&mut self, hold: bool);
 
     /// Before the first update: what the maps hold, so that numbers mean what they meant.
     fn adopt(&mut self, contents: &Contents);
@@ -51,6 +61,10 @@ impl Compile for Compiler {
         local_changed: bool,
     ) -> Compiled {
         Self::update(self, cluster, local, changes, local_changed)
+    }
+
+    fn hold(&mut self, hold: bool) {
+        Self::hold(self, hold);
     }
 
     fn adopt(&mut self, contents: &Contents) {
@@ -96,24 +110,16 @@ pub trait Attach: Send {
         &mut self,
         local: &Local,
     ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>>;
-}
 
-/// How the rest of the agent sees the loop.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    /// The newest snapshot: published after each apply, and when a source's state changes.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// True from the first apply on.
-    pub ready: watch::Receiver<bool>,
-    requests: mpsc::Sender<oneshot::Sender<Arc<State>>>,
-}
+    /// Looks whether everything else that was made is still there (pins, slots of programs, the cgroup), and mends it. What
+    /// could not be mended.
+    fn check(&mut self) -> Vec<Problem> {
+        Vec::new()
+    }
 
-impl Handle {
-    /// The whole state, as of now. None once the loop has ended.
-    pub async fn state(&self) -> Option<Arc<State>> {
-        let (answer, state) = oneshot::channel();
-        self.requests.send(answer).await.ok()?;
-        state.await.ok()
+    /// What was mended since the last call, by either.
+    fn mended(&mut self) -> Vec<Repair> {
+        Vec::new()
     }
 }
 
@@ -125,6 +131,8 @@ pub struct Reconciler {
     attached: bool,
     /// What attaching could not do.
     unattached: Vec<Problem>,
+    /// Problems as last published.
+    told: BTreeSet<Problem>,
     node: Text,
     cluster: Cluster,
     local: Local,
@@ -142,6 +150,7 @@ pub struct Reconciler {
     dirty_snapshot: bool,
     retry: Option<Duration>,
     retry_at: Option<tokio::time::Instant>,
+    drift: Drift,
     state: Option<Arc<State>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     ready: watch::Sender<bool>,
@@ -166,6 +175,7 @@ impl Reconciler {
             attach,
             attached: false,
             unattached: Vec::new(),
+            told: BTreeSet::new(),
             node,
             cluster: Cluster::default(),
             local: Local::default(),
@@ -182,6 +192,7 @@ impl Reconciler {
             dirty_snapshot: true,
             retry: None,
             retry_at: None,
+            drift: Drift::new(),
             state: None,
             snapshots,
             ready,
@@ -191,6 +202,7 @@ impl Reconciler {
             snapshots: snapshots_seen,
             ready: ready_seen,
             requests: request,
+            touched: reconciler.drift.touch(),
         };
         (reconciler, handle)
     }
@@ -216,7 +228,7 @@ impl Reconciler {
                     None => std::future::pending().await,
                 }
             };
-            let mut retried = false;
+            let (mut retried, mut due) = (false, None);
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.take(event),
@@ -232,6 +244,7 @@ impl Reconciler {
                     None => requests_open = false,
                 },
                 () = retry => retried = true,
+                now = self.drift.due() => due = Some(now),
             }
             // What is queued already belongs to the same apply.
             for _ in 0..BATCH {
@@ -245,6 +258,9 @@ impl Reconciler {
                 self.take_local(&now);
             }
             self.reconcile(retried)?;
+            if let Some(due) = due {
+                self.check(due);
+            }
             self.publish();
         }
     }
@@ -337,6 +353,7 @@ impl Reconciler {
         };
         if first || changed {
             self.counts.changes += changes.len() as u64;
+            self.compile.hold(unfinished);
             self.compiled =
                 self.compile
                     .update(&self.cluster, &self.local, &changes, local_changed);
@@ -357,15 +374,17 @@ impl Reconciler {
                 (self.planner.insert(planner), applied)
             }
         };
-        // Where something became free, what did not fit may fit now.
-        if applied.freed && planner.unfinished() {
+        // Where something became free, what did not fit may fit now; and where peers pass through a stage, they go on.
+        let again = applied.freed || (planner.staged() && applied.problems.is_empty());
+        if again && planner.unfinished() {
             let plan = planner.plan(&Delta::default());
             add(&mut applied, apply(planner, plan, datapath));
         }
         if !self.attached || local_changed || (retried && unattached) {
             self.attach()?;
         }
-        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() {
+        let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
+        self.retry = if applied.problems.is_empty() && self.unattached.is_empty() && !unfinished {
             None
         } else if retried {
             self.retry.map(|wait| (wait * 2).min(RETRY_MOST))
@@ -373,15 +392,14 @@ impl Reconciler {
             Some(self.retry.unwrap_or(RETRY_FIRST))
         };
         self.retry_at = self.retry.map(|wait| tokio::time::Instant::now() + wait);
-        for problem in &applied.problems {
-            tracing::warn!(object = problem.object, "{}", problem.reason);
-        }
         self.counts.writes += applied.writes;
         self.counts.applies += 1;
         self.last_apply = Some(LastApply {
             at: SystemTime::now(),
             took: started.elapsed(),
             writes: applied.writes,
+            whole: applied.problems.is_empty()
+                && self.compiled.problems.iter().all(|p| p.limit.is_none()),
         });
         self.state = None;
         self.dirty_snapshot = true;
@@ -395,19 +413,16 @@ impl Reconciler {
     fn attach(&mut self) -> Result<(), ReconcileError> {
         match self.attach.attach(&self.local) {
             Ok(problems) => {
-                for problem in &problems {
-                    tracing::warn!(object = problem.object, "{}", problem.reason);
-                }
                 self.unattached = problems;
             }
             Err(error) if !self.attached => return Err(ReconcileError::Attach(error)),
             Err(error) => {
-                tracing::warn!("cannot attach: {error}");
                 let problem = Problem::new("programs", format!("cannot be attached: {error}"));
                 self.unattached = vec![problem];
             }
         }
         self.attached = true;
+        self.note_mended();
         self.ready.send_replace(true);
         Ok(())
     }
@@ -437,6 +452,7 @@ impl Reconciler {
             .flat_map(Planner::problems)
             .chain(&self.compiled.problems)
             .chain(&self.unattached)
+            .chain(&self.drift.problems)
             .cloned()
             .collect();
         let compiled = self.compiled.notices.iter().map(|notice| Rejected {
@@ -444,6 +460,8 @@ impl Reconciler {
             id: None,
             reason: notice.reason.clone(),
         });
+        news::tell(&self.told, &problems);
+        self.told.clone_from(&problems);
         let notices = self.source_notices.values().cloned().chain(compiled);
         self.snapshots.send_replace(Arc::new(Snapshot {
             kinds: self.kinds.clone(),
@@ -460,6 +478,7 @@ impl Reconciler {
             usage: planner.map(snapshot::usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
+            drift: self.drift.state.clone(),
         }));
     }
 }

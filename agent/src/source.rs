@@ -7,7 +7,7 @@ mod objects;
 use std::fmt;
 use std::time::SystemTime;
 
-pub use self::kube::{ClientError, KubeSource, client_from};
+pub use self::kube::{ClientError, KubeSource};
 pub use self::manifests::{Documents, ManifestSource};
 
 use tokio::sync::mpsc;

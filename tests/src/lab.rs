@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+pub mod foreign;
 pub mod host;
 pub mod ip;
 pub mod manifests;

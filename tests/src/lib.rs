@@ -2,6 +2,7 @@
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
 //! [`tour`] is what `cargo xtask run` shows in it;
+//! [`soak`] holds two nodes under random changes, kills and traffic against the oracle;
 //! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
 //! [`packet`] runs single packets through the programs;
 //! [`scenario`] runs manifests through the whole agent over maps in memory.
@@ -10,6 +11,7 @@ pub mod controlplane;
 pub mod lab;
 pub mod packet;
 pub mod scenario;
+pub mod soak;
 pub mod tour;
 
 use std::fmt::Display;

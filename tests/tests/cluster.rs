@@ -14,6 +14,8 @@ mod latency;
 mod outage;
 #[path = "cluster/prober.rs"]
 mod prober;
+#[path = "cluster/silence.rs"]
+mod silence;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -76,6 +78,8 @@ async fn parts(plane: &mut ControlPlane, world: &mut World, audit: &Audit) -> Re
     part("latency");
     outage::server_gone(plane, world).await?;
     part("server gone");
+    silence::partition_and_revoked_token(plane, world, &kubeconfig).await?;
+    part("silent partition, revoked token");
     outage::forbidden(world, audit, &kubeconfig).await?;
     part("forbidden");
 

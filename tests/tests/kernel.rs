@@ -19,13 +19,15 @@ use agent_common::{
     Timeouts, Tuple, Verdict, address_kind, backend_state, clock, limits, pod_flag, protocol,
     rule_bits, set_flag,
 };
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use sluice::datapath::attach::{Attacher, Mode};
+use sluice::datapath::cgroup::{self, Sockets};
 use sluice::datapath::conntrack::{self, Table};
 use sluice::datapath::load::{LoadError, Loaded, load};
 use sluice::datapath::object::Sizes;
 use sluice::datapath::pins::{PinError, Pins};
-use sluice::datapath::{Bits, Datapath, DatapathError, KernelDatapath, Write, cgroup, host};
+use sluice::datapath::{Bits, Datapath, DatapathError, KernelDatapath, Write, host};
 use sluice::local::{Local, UplinkChoice, watch};
 use sluice::model::Direction;
 use tests::lab::{Lab, bpffs, node::Node};
@@ -296,13 +298,36 @@ fn pins_that_differ_are_refused_and_left_alone() {
     );
     assert!(!error.contains('\n'));
     drop(pins);
+}
 
-    fs::create_dir(root.0.join("v999")).unwrap();
-    let error = Pins::open(&root.0).unwrap_err();
-    assert!(
-        matches!(error, PinError::OtherLayout { ref found, .. } if found == "v999"),
-        "{error}"
-    );
+/// A pin root where a layout is in force that this agent does not know, or one from before there was a gate.
+#[test]
+fn layouts_without_a_way_from_them_are_refused_in_one_line_and_left_alone() {
+    let root = Root::new();
+    let (pins, loaded) = root.load();
+    let word = pins.map("gate_word");
+    drop((pins, loaded));
+    let mut word: Array<_, u64> =
+        Array::try_from(Map::Array(MapData::from_pin(word).unwrap())).unwrap();
+    word.set(0, 999 << 32, 0).unwrap();
+    let refused = |root: &Root, layout: &str| {
+        let error = Pins::open(&root.0).unwrap_err();
+        assert!(
+            matches!(error, PinError::OtherLayout { ref found, .. } if found == layout),
+            "{error}"
+        );
+        assert!(!error.to_string().contains('\n'), "{error}");
+    };
+    refused(&root, "v999");
+    let own = root.0.join(format!("v{}/maps/services", limits::LAYOUT));
+    assert!(own.exists(), "what is there stays");
+
+    let before = Root::new();
+    fs::create_dir_all(before.0.join("v1/links")).unwrap();
+    refused(&before, "v1");
+    // Left by an agent that never got as far as its links: nothing is in force.
+    fs::remove_dir(before.0.join("v1/links")).unwrap();
+    before.load();
 }
 
 #[test]
@@ -476,7 +501,7 @@ fn socket_programs_are_replaced_in_their_links() {
     let ours = host::cgroup(Some(lab.cgroup().path())).unwrap();
     let attach = |path: &Path| {
         let (pins, loaded) = root.load();
-        cgroup::attach(&pins, &loaded.programs, path).unwrap()
+        Sockets::attach(&pins, &loaded.programs, path).unwrap().1
     };
     assert_eq!(
         attach(&ours),
@@ -500,8 +525,6 @@ fn socket_programs_are_replaced_in_their_links() {
             replaced: 0
         }
     );
-    let pins = Pins::open(&root.0).unwrap();
-    assert_eq!(cgroup::detach(&pins).unwrap().len(), 8);
     assert!(host::netns_cookie().unwrap() > 0);
     host::check().unwrap();
 }

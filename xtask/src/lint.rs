@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: what a change must hold before anybody reads it.
 
+mod floor;
 mod layers;
 mod length;
 mod source;
@@ -36,11 +37,22 @@ enum Check {
     Clippy,
     /// Clippy on the eBPF half, for its own target.
     ClippyEbpf,
+    /// What of the kernel is used, against the table of first kernels (floor/table.rs).
+    Floor,
     /// The documentation builds without a warning.
     Doc,
     /// Licences, bans and sources of dependencies (deny.toml).
     Deny,
 }
+
+/// Clippy on the host's crates, as cargo is told.
+const CLIPPY: &[&str] = &[
+    "clippy",
+    "--workspace",
+    "--exclude",
+    "agent-ebpf",
+    "--all-targets",
+];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let all = Check::value_variants();
@@ -79,20 +91,17 @@ impl Check {
             Self::Clippy => {
                 setup::ensure(&[Need::Ebpf])?;
                 let mut command = workspace::cargo();
-                command
-                    .args([
-                        "clippy",
-                        "--workspace",
-                        "--exclude",
-                        "agent-ebpf",
-                        "--all-targets",
-                    ])
-                    .args(["--", "--deny", "warnings"]);
+                command.args(CLIPPY).args(["--", "--deny", "warnings"]);
                 shell::run(setup::with_ebpf_toolchain(&mut command))
             }
             Self::ClippyEbpf => {
                 setup::ensure(&[Need::Ebpf])?;
-                shell::run(&mut ebpf())
+                shell::run(&mut ebpf(&[]))?;
+                shell::run(&mut ebpf(&["--features=log"]))
+            }
+            Self::Floor => {
+                setup::ensure(&[Need::Ebpf])?;
+                report(floor::check()?)
             }
             Self::Doc => {
                 setup::ensure(&[Need::Ebpf])?;
@@ -125,7 +134,7 @@ impl Check {
 }
 
 /// Clippy on the eBPF half; a linked toolchain has none, and there the compiler's own warnings are the errors.
-fn ebpf() -> Command {
+fn ebpf(features: &[&str]) -> Command {
     let build = [
         "--package",
         "agent-ebpf",
@@ -140,6 +149,7 @@ fn ebpf() -> Command {
             command
                 .arg("clippy")
                 .args(build)
+                .args(features)
                 .args(["--", "--deny", "warnings"]);
             command
         }
@@ -156,7 +166,10 @@ fn ebpf() -> Command {
                 "--profile",
                 "check",
             ]);
-            command.args(build).args(["--", "--deny", "warnings"]);
+            command
+                .args(build)
+                .args(features)
+                .args(["--", "--deny", "warnings"]);
             command
         }
     };

@@ -8,6 +8,7 @@ mod mutants;
 mod run;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod workspace;
 
@@ -28,6 +29,7 @@ enum Command {
     Setup(setup::Arguments),
     Build(build::Arguments),
     Run(run::Arguments),
+    Soak(soak::Arguments),
     Test(test::Arguments),
     Lint(lint::Arguments),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Build(arguments) => build::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lint(arguments) => lint::run(&arguments),
     };

@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Replaces this process: Ctrl-C and the exit code are then the program's own affair.
-fn become_process(mut command: std::process::Command) -> Result<ExitCode> {
+pub(crate) fn become_process(mut command: std::process::Command) -> Result<ExitCode> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start `{}`", shell::line(&command)))
 }

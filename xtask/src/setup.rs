@@ -7,6 +7,7 @@ mod go;
 mod linker;
 mod toolchain;
 mod tools;
+pub(crate) mod vm;
 
 use std::process::{Command, ExitCode};
 
@@ -28,6 +29,8 @@ pub(crate) enum Need {
     Lab,
     /// The control plane that the cluster tier builds.
     ControlPlane,
+    /// The machine with an older kernel that the tier `vm` boots.
+    Vm,
     /// The dependency checks of `lint`.
     Lint,
 }
@@ -78,6 +81,13 @@ const STEPS: &[Step] = &[
         need: Need::ControlPlane,
         check: go::check,
         install: go::install,
+        optional: true,
+    },
+    Step {
+        name: "machine with an older kernel",
+        need: Need::Vm,
+        check: vm::check,
+        install: vm::install,
         optional: true,
     },
     Step {

@@ -3,6 +3,7 @@
 mod outcome;
 pub(crate) mod runner;
 pub(crate) mod tiers;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,10 @@ pub(crate) struct Arguments {
     /// Only tests whose name contains this (needs TIER).
     #[arg(long, requires = "tier")]
     only: Option<String>,
+
+    /// Of the tier vm: everything that can run there, which takes most of an hour (needs TIER).
+    #[arg(long, requires = "tier")]
+    all: bool,
 }
 
 /// The tier that is no row of [`TIERS`]: it builds other programs than the rest.
@@ -38,6 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         for tier in TIERS {
             println!("{:<14} {}", tier.name, tier.about);
         }
+        println!("{:<14} {}", vm::NAME, vm::ABOUT);
         println!("{MUTANTS:<14} each mechanism removed in turn; the test beside it must fail");
         return Ok(ExitCode::SUCCESS);
     }
@@ -46,11 +52,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .iter()
         .filter(|tier| wanted.is_none_or(|name| name == tier.name))
         .collect();
-    if chosen.is_empty() && wanted != Some(MUTANTS) {
+    let in_vm = wanted.is_none_or(|name| name == vm::NAME);
+    if chosen.is_empty() && !in_vm && wanted != Some(MUTANTS) {
         let names: Vec<_> = TIERS
             .iter()
             .map(|tier| tier.name)
-            .chain([MUTANTS])
+            .chain([vm::NAME, MUTANTS])
             .collect();
         bail!(
             "no tier {}; there are: {}",
@@ -60,8 +67,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut needs = vec![setup::Need::Ebpf];
     needs.extend(chosen.iter().flat_map(|tier| tier.needs).copied());
-    if wanted.is_none_or(|name| name == MUTANTS) {
+    if in_vm || wanted == Some(MUTANTS) {
         needs.push(setup::Need::Lab);
+    }
+    if in_vm {
+        needs.push(setup::Need::Vm);
     }
     setup::ensure(&needs)?;
 
@@ -71,6 +81,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let outcome = runner::tier(tier, arguments.only.as_deref());
         println!("=== tier {}: {outcome}", tier.name);
         outcomes.push((tier.name, outcome));
+    }
+    if in_vm {
+        println!("\n=== tier {}: {}", vm::NAME, vm::ABOUT);
+        let outcome = vm::run(arguments.only.as_deref(), arguments.all);
+        println!("=== tier {}: {outcome}", vm::NAME);
+        outcomes.push((vm::NAME, outcome));
     }
     // Asked for by name, an empty table is an error; among all tiers it is no tier at all.
     if wanted == Some(MUTANTS) || (wanted.is_none() && !mutants::MUTANTS.is_empty()) {

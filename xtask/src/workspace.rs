@@ -19,6 +19,22 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
+/// A directory of the cache that outlives target directories: `$XDG_CACHE_HOME/sluice/NAME`, or below `~/.cache`.
+///
+/// # Errors
+/// Neither variable is set.
+pub(crate) fn cache(name: &str) -> Result<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let base = absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: there is no place for a cache")?;
+    Ok(base.join("sluice").join(name))
+}
+
 /// `cargo`, run at the workspace's root, as the toolchain that runs this.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -96,9 +96,7 @@ impl Drop for Listening {
 
 /// The lock beside the socket: of two agents that start at once, one gets it.
 fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = PathBuf::from(name);
+    let lock = lock_path(path);
     let mut options = OpenOptions::new();
     let file = options
         .write(true)
@@ -115,6 +113,62 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
             source: errno.into(),
         },
     })
+}
+
+/// What a dead agent left: its socket and the lock beside it.
+#[derive(Debug)]
+pub struct Leftover {
+    path: PathBuf,
+    /// None where there is nothing, or an agent has it and it is to go all the same.
+    lock: Option<Flock<File>>,
+}
+
+impl Leftover {
+    /// Looks at a socket that is to go. Nothing is changed.
+    ///
+    /// # Errors
+    /// An agent has it and `force` is not given, or something else lies there.
+    pub fn claim(path: &Path, force: bool) -> Result<Self, SocketError> {
+        let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        if let Ok(file) = fs::symlink_metadata(path)
+            && !file.file_type().is_socket()
+        {
+            return Err(SocketError::NoSocket(path.to_owned()));
+        }
+        let lock = match (there(path) || there(&lock_path(path))).then(|| lock(path)) {
+            None => None,
+            Some(Ok(lock)) => Some(lock),
+            Some(Err(SocketError::Taken(_))) if force => None,
+            Some(Err(error)) => return Err(error),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            lock,
+        })
+    }
+
+    /// Removes it, and the directory that agents make by default. What was tried, and how it went.
+    pub fn remove(self) -> Vec<(PathBuf, io::Result<()>)> {
+        let lock = lock_path(&self.path);
+        let mut done = vec![(self.path.clone(), fs::remove_file(&self.path))];
+        // The lock of an agent that runs stays: another one would not see it.
+        if self.lock.is_some() {
+            done.push((lock.clone(), fs::remove_file(&lock)));
+        }
+        if self.path == Path::new(super::DEFAULT_SOCKET)
+            && let Some(parent) = self.path.parent()
+            && fs::read_dir(parent).is_ok_and(|mut entries| entries.next().is_none())
+        {
+            done.push((parent.to_owned(), fs::remove_dir(parent)));
+        }
+        done
+    }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 fn remove_stale(path: &Path) -> Result<(), SocketError> {

@@ -26,7 +26,8 @@ use crate::observe::state::{
     Applied, AttachMode, AttachedTo, Attachment, CounterState, DropCount, MapUse, Provider,
     SourceState, State, Summary,
 };
-use crate::reconcile::{Handle, Snapshot};
+use crate::observe::time::Time;
+use crate::reconcile::{Handle, KindState, Snapshot};
 use crate::source::Rejected;
 
 /// Answers for the agent.
@@ -56,7 +57,7 @@ impl Observed {
 
     fn sources(&self, snapshot: &Snapshot) -> Vec<SourceState> {
         let kinds = snapshot.kinds.iter();
-        let state = |(kind, state): (&Kind, &crate::reconcile::KindState)| SourceState {
+        let state = |(kind, state): (&Kind, &KindState)| SourceState {
             name: self.source.to_owned(),
             kind: *kind,
             synced: state.synced,
@@ -192,6 +193,7 @@ impl Provider for Observed {
             attached: self.attachments(),
             maps: self.maps(&snapshot),
             counters: self.counters(),
+            drift: snapshot.drift.clone(),
             flows: self.flow_use.state(self.config.flows.share_percent),
         }
     }
@@ -241,8 +243,16 @@ pub(super) async fn switch_allowed(switch: Switch, hub: FlowHub) {
     }
 }
 
-/// What the start waits for.
+/// Has the loop look after what it attached when netlink tells that somebody touched it. For ever.
+pub(super) async fn look_after(mut touched: watch::Receiver<u64>, handle: Handle) {
+    while touched.changed().await.is_ok() {
+        handle.check();
+    }
+}
+
+/// What the start waits for, and what is lost after it.
 pub(super) struct Awaited {
+    source: String,
     kinds: BTreeMap<Kind, Guard>,
     local: Option<Guard>,
     first_apply: Option<Guard>,
@@ -252,13 +262,14 @@ impl Awaited {
     pub(super) fn new(readiness: &Readiness, source: &str, kinds: &[Kind]) -> Self {
         let kind = |kind: &Kind| (*kind, readiness.wait_for(format!("{kind}s of {source}")));
         Self {
+            source: source.to_owned(),
             local: Some(readiness.wait_for("the node's links and addresses")),
             kinds: kinds.iter().map(kind).collect(),
             first_apply: Some(readiness.wait_for("the first apply")),
         }
     }
 
-    /// Lets go of what has come, counts applies, and tells the service manager once. For ever.
+    /// Lets go of what has come, says what is lost, counts applies, and tells the service manager. For ever.
     pub(super) async fn follow(
         mut self,
         mut handle: Handle,
@@ -268,7 +279,7 @@ impl Awaited {
         let ready = async {
             readiness.ready().await;
             tracing::info!("ready");
-            if let Err(error) = readiness::notify(Notice::Ready) {
+            if let Err(error) = readiness::notify(&Notice::Ready) {
                 warn!("the service manager cannot be told: {error}");
             }
             std::future::pending::<()>().await;
@@ -279,6 +290,17 @@ impl Awaited {
                 let snapshot = Arc::clone(&handle.snapshots.borrow_and_update());
                 self.kinds
                     .retain(|kind, _| !snapshot.kinds.get(kind).is_some_and(|k| k.synced));
+                let lost = lost(&self.source, &snapshot.kinds);
+                if readiness.lost(lost.clone()) {
+                    let line = lost.map_or_else(
+                        || "every source is followed".to_owned(),
+                        |lost| format!("{lost}; the last state stays in force"),
+                    );
+                    // One that does not read misses a line that it would only show.
+                    if let Err(error) = readiness::notify(&Notice::Status(line)) {
+                        tracing::debug!("the service manager cannot be told: {error}");
+                    }
+                }
                 if snapshot.local_known {
                     self.local = None;
                 }
@@ -288,10 +310,9 @@ impl Awaited {
                 let last = snapshot.last_apply.as_ref();
                 if let Some(last) = last.filter(|last| Some(last.at) != applied) {
                     applied = Some(last.at);
-                    let whole = snapshot.problems.iter().all(|p| p.limit.is_none());
                     metrics.applied(
                         last.took,
-                        if whole {
+                        if last.whole {
                             ApplyResult::Ok
                         } else {
                             ApplyResult::Partial
@@ -308,5 +329,48 @@ impl Awaited {
             }
         };
         tokio::join!(ready, follow);
+    }
+}
+
+/// What is lost of a source, and since when.
+fn lost(source: &str, kinds: &BTreeMap<Kind, KindState>) -> Option<String> {
+    let lost = kinds
+        .iter()
+        .filter_map(|(kind, state)| Some((kind.name(), state.stale.as_ref()?.0)));
+    let (names, since): (Vec<&str>, Vec<SystemTime>) = lost.unzip();
+    let since = Time::from(since.into_iter().min()?);
+    let which = if names.len() == kinds.len() {
+        String::new()
+    } else {
+        format!(" ({})", names.join(", "))
+    };
+    Some(format!("{source}, lost since {since}{which}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn readiness_says_what_is_lost_and_since_when() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let stale = |since: Option<u64>| KindState {
+            synced: true,
+            stale: since.map(|since| (at(since), "why".to_owned())),
+        };
+        let mut kinds = BTreeMap::from([(Kind::Pod, stale(None)), (Kind::Service, stale(None))]);
+        assert_eq!(lost("kubernetes", &kinds), None);
+        kinds.insert(Kind::Service, stale(Some(60)));
+        assert_eq!(
+            lost("kubernetes", &kinds).unwrap(),
+            "kubernetes, lost since 1970-01-01T00:01:00.000Z (Service)"
+        );
+        kinds.insert(Kind::Pod, stale(Some(59)));
+        assert_eq!(
+            lost("kubernetes", &kinds).unwrap(),
+            "kubernetes, lost since 1970-01-01T00:00:59.000Z"
+        );
     }
 }

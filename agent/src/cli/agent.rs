@@ -59,6 +59,16 @@ pub struct AgentArgs {
     #[command(flatten)]
     pub conntrack: ConntrackArgs,
 
+    /// Seconds between two checks whether programs, pins and maps are still as the agent left them; what is not is mended
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = crate::reconcile::DRIFT_INTERVAL.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..=MAX_DRIFT_SECONDS),
+        help_heading = "Datapath"
+    )]
+    pub drift_interval: u64,
+
     /// What an ipBlock matches: literal, what its CIDR says; cilium, never pods, nodes or this host
     #[arg(
         long,
@@ -76,7 +86,7 @@ pub struct AgentArgs {
     )]
     pub unknown_pod: UnknownPodFlag,
 
-    /// Serve Prometheus metrics at this address (such as 127.0.0.1:9966), path /metrics; by default they are not served
+    /// Serve Prometheus metrics (/metrics) and readiness (/readyz) at this address (such as 127.0.0.1:9966); by default neither is served
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Observability")]
     pub metrics_address: Option<SocketAddr>,
     /// What is logged: a level (error, warn, info, debug, trace), or directives such as info,sluice::source=debug
@@ -97,6 +107,9 @@ pub struct AgentArgs {
     )]
     pub log_format: Format,
 }
+
+/// A check that comes once a day is none.
+const MAX_DRIFT_SECONDS: u64 = 86_400;
 
 /// `--attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

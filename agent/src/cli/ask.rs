@@ -52,8 +52,8 @@ pub(super) fn ask(
             })
         }
         Command::Flows(args) => watch(&client, args, output, out, color),
-        // These two ask no agent; `Cli::run` and `main` take them.
-        Command::Agent(_) | Command::Version => Ok(()),
+        // These ask no agent; `Cli::run` and `main` take them.
+        Command::Agent(_) | Command::Cleanup(_) | Command::Version => Ok(()),
     }
 }
 

@@ -39,6 +39,7 @@ fn status_of_an_agent_that_has_just_started() {
     summary.notices.clear();
     summary.problems.clear();
     summary.applied = None;
+    summary.drift = Default::default();
     let status = Status::build(&summary, &Default::default());
     golden::check(
         "status-started.txt",

@@ -27,7 +27,7 @@ fn duration(duration: Duration) -> String {
 }
 
 /// `1 pod`, `2 pods`.
-fn counted(count: usize, one: &str) -> String {
+pub(in crate::cli) fn counted(count: usize, one: &str) -> String {
     if count == 1 {
         format!("1 {one}")
     } else {

@@ -15,7 +15,7 @@ use agent_common::{
 use super::enforcement::Enforcement;
 use super::sets::State;
 use crate::datapath::{Bits, Contents};
-use crate::desired::Delta;
+use crate::desired::{Delta, STAGED_GROUPS, STAGED_IDENTITIES};
 
 /// Ours to theirs.
 type Renumbering = BTreeMap<u32, u32>;
@@ -116,14 +116,14 @@ impl Enforcement {
             .map(|entry| entry.identity)
             .chain(contents.prefixes.values().map(|entry| entry.identity))
             .chain(contents.groups.keys().copied())
-            .filter(|number| *number != IDENTITY_UNKNOWN)
+            .filter(|number| *number != IDENTITY_UNKNOWN && *number < STAGED_IDENTITIES)
             .collect();
         let used_groups: BTreeSet<u32> = contents
             .groups
             .values()
             .map(|entry| entry.group)
             .chain(contents.rules.keys().map(|key| key.data.group))
-            .filter(|number| *number != GROUP_ANY)
+            .filter(|number| *number != GROUP_ANY && *number < STAGED_GROUPS)
             .collect();
         let used_sets: BTreeSet<u32> = rules
             .keys()
@@ -184,7 +184,8 @@ impl Enforcement {
     fn match_identities(&self, contents: &Contents) -> Renumbering {
         let mut votes = Votes::default();
         for (address, entry) in &contents.addresses {
-            if entry.identity == IDENTITY_UNKNOWN {
+            // A peer that the plan led through a stage of its own says nothing of who it was.
+            if entry.identity == IDENTITY_UNKNOWN || entry.identity >= STAGED_IDENTITIES {
                 continue;
             }
             // An address that is gone says nothing against the rest; one that is no pod any more does.
@@ -199,6 +200,7 @@ impl Enforcement {
             };
             if let Some(entry) = contents.prefixes.get(&bits)
                 && entry.identity != IDENTITY_UNKNOWN
+                && entry.identity < STAGED_IDENTITIES
             {
                 votes.vote(*number, entry.identity);
             }
@@ -209,7 +211,8 @@ impl Enforcement {
     fn match_groups(&self, contents: &Contents, identities: &Renumbering) -> Renumbering {
         let mut votes = Votes::default();
         let ours: BTreeMap<u32, u32> = identities.iter().map(|(o, t)| (*t, *o)).collect();
-        for (identity, entry) in &contents.groups {
+        let own = |entry: &GroupEntry| entry.group < STAGED_GROUPS;
+        for (identity, entry) in contents.groups.iter().filter(|(_, entry)| own(entry)) {
             let Some(identity) = ours.get(identity) else {
                 continue;
             };

@@ -33,6 +33,7 @@ impl Enforcement {
         delta: &mut Delta,
     ) -> BTreeSet<PeersId> {
         let mut gone = BTreeSet::new();
+        let held = self.held();
         let idle: Vec<u32> = self
             .sets
             .all
@@ -52,6 +53,9 @@ impl Enforcement {
             };
             if set.state == State::Live {
                 set.state = State::Leaving;
+                continue;
+            }
+            if set.state == State::Leaving && held {
                 continue;
             }
             if set.state == State::Leaving {

@@ -95,6 +95,8 @@ pub(super) struct Enforcement {
     pub(super) bridges: BTreeSet<Bits<RuleKey>>,
     /// Cilium mode: blocks around what they never match.
     pub(super) overlaps: Overlaps,
+    /// See [`super::Compiler::hold`].
+    pub(super) hold: bool,
 }
 
 impl Enforcement {
@@ -124,7 +126,14 @@ impl Enforcement {
             recut_due: false,
             bridges: BTreeSet::new(),
             overlaps: Overlaps::default(),
+            hold: false,
         }
+    }
+
+    /// Whether something in the maps may still point to what was given up: then no number is given out again, and sets that no pod
+    /// should be judged by any more stay whole.
+    pub(super) const fn held(&self) -> bool {
+        self.hold && !cfg!(mutant = "reuse-while-pointed")
     }
 
     /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`.
@@ -137,10 +146,12 @@ impl Enforcement {
         delta: &mut Delta,
         problems: &mut Vec<Problem>,
     ) {
-        self.identities.numbers.turn();
-        self.groups.numbers.turn();
-        self.sets.numbers.turn();
-        self.slots.turn();
+        if !self.held() {
+            self.identities.numbers.turn();
+            self.groups.numbers.turn();
+            self.sets.numbers.turn();
+            self.slots.turn();
+        }
         for key in std::mem::take(&mut self.bridges) {
             delta.rules.insert(key, None);
         }

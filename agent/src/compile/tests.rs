@@ -151,7 +151,7 @@ fn ask(maps: &Maps<'_>, flow: &Flow) -> [Option<agent_common::Verdict>; 2] {
     ]
 }
 
-const PROBES: [(u8, u16); 12] = [
+pub(crate) const PROBES: [(u8, u16); 12] = [
     (protocol::TCP, 80),
     (protocol::TCP, 81),
     (protocol::TCP, 8080),

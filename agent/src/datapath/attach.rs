@@ -1,19 +1,24 @@
 //! Which interface carries which stub, and making it so.
 //!
 //! Reconciling is by what is really there, read each time: links of tcx by their pins, clsact filters by asking the kernel. So a restart
-//! keeps what an earlier agent attached, with no gap, and something taken away by hand comes back. What is attached is a stub that
+//! keeps what an earlier agent attached, with no gap, and something taken away by hand comes back. Links of tcx are held, too: their pins
+//! may go without a packet noticing. What is attached is a stub that
 //! never changes within a layout; the pinned stubs are those of the agent that made them first.
 
-mod clsact;
+pub(super) mod clsact;
 mod stub;
 mod tcx;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd;
 
+use super::drift::{Found, Held, Repair, keep_pinned};
 use super::host::{self, HostError};
 use super::load::{LoadError, Programs};
 use super::pins::Pins;
+use super::sys::ObjectKind;
+use crate::problem::Problem;
 use clsact::Clsact;
 use stub::Stub;
 use tcx::Tcx;
@@ -125,6 +130,10 @@ pub struct Report {
     pub kept: Vec<Place>,
     /// Places that could not be served; all others were.
     pub failed: Vec<(Place, AttachError)>,
+    /// Links that were pinned again.
+    pub repaired: Vec<Repair>,
+    /// Links that could not be pinned again.
+    pub problems: Vec<Problem>,
 }
 
 /// Attaches the stubs.
@@ -177,6 +186,18 @@ impl Attacher {
         }
     }
 
+    /// Makes sure that the pins of the stubs are there.
+    pub fn check(&self, pins: &Pins, found: &mut Found) {
+        for (name, stub) in &self.stubs {
+            let held = Held {
+                kind: ObjectKind::Program,
+                fd: stub.fd.as_fd(),
+                id: stub.id,
+            };
+            keep_pinned(&pins.program(name.program()), &held, found);
+        }
+    }
+
     /// Makes it so that pod links and uplinks carry their stubs, and nothing else of ours does. What is missing comes first, what is too
     /// many goes last. Works in the calling thread's network namespace, the one that [`Self::new`] was called in.
     ///
@@ -190,13 +211,21 @@ impl Attacher {
         let wanted = wanted(pods, uplinks);
         let mut report = Report::default();
         let (mut in_tcx, mut in_clsact) = (BTreeMap::new(), BTreeMap::new());
-        if let Some(tcx) = &self.tcx {
-            in_tcx = tcx.attached()?;
+        if let Some(tcx) = &mut self.tcx {
+            let mut found = Found::default();
+            in_tcx = tcx.attached(&mut found)?;
+            (report.repaired, report.problems) = (found.repaired, found.problems);
         }
         // Without a filter of ours there may be thousands of interfaces and no qdisc: one dump tells.
-        let qdiscs = self.clsact.qdiscs()?;
-        for (place, filter) in self.clsact.attached(&qdiscs)? {
-            in_clsact.insert(place, filter);
+        let mut qdiscs = Qdiscs {
+            there: self.clsact.qdiscs()?,
+            made: BTreeSet::new(),
+        };
+        for (place, filter) in self.clsact.attached(&qdiscs.there)? {
+            if filter.made_qdisc {
+                qdiscs.made.insert(place.ifindex);
+            }
+            in_clsact.insert(place, filter.program);
         }
 
         for (&place, name) in &wanted {
@@ -213,15 +242,11 @@ impl Attacher {
                 continue;
             }
             let replaces = present.is_some();
-            let result = match &self.tcx {
+            let result = match &mut self.tcx {
                 Some(tcx) if self.use_tcx => tcx.attach(place, stub, replaces),
-                _ => self.clsact.attach(
-                    place,
-                    *name,
-                    stub,
-                    replaces,
-                    qdiscs.contains(&place.ifindex),
-                ),
+                _ => qdiscs
+                    .ensure(&self.clsact, place.ifindex)
+                    .and_then(|made| self.clsact.attach(place, *name, stub, replaces, made)),
             };
             match result {
                 Ok(()) => report.attached.push(place),
@@ -240,19 +265,44 @@ impl Attacher {
         };
         let from_tcx = unneeded(&in_tcx, self.use_tcx);
         let from_clsact = unneeded(&in_clsact, !self.use_tcx);
-        if let Some(tcx) = &self.tcx {
+        if let Some(tcx) = &mut self.tcx {
             for place in from_tcx {
                 tcx.detach(place)?;
                 report.detached.push(place);
             }
         }
         for place in from_clsact {
-            match self.clsact.detach(place) {
+            let removed = self.clsact.detach(place).and_then(|()| {
+                if qdiscs.made.contains(&place.ifindex) {
+                    self.clsact.remove_qdisc(place.ifindex)?;
+                }
+                Ok(())
+            });
+            match removed {
                 Ok(()) => report.detached.push(place),
                 Err(error) => report.failed.push((place, error)),
             }
         }
         Ok(report)
+    }
+}
+
+/// Interfaces with a clsact qdisc, and those whose qdisc Sluice made.
+struct Qdiscs {
+    there: BTreeSet<u32>,
+    made: BTreeSet<u32>,
+}
+
+impl Qdiscs {
+    /// Adds the qdisc where it is missing. Whether it is ours.
+    fn ensure(&mut self, clsact: &Clsact, ifindex: u32) -> Result<bool, AttachError> {
+        if !self.there.contains(&ifindex) {
+            if clsact.add_qdisc(ifindex)? {
+                self.made.insert(ifindex);
+            }
+            self.there.insert(ifindex);
+        }
+        Ok(self.made.contains(&ifindex))
     }
 }
 

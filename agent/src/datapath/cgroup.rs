@@ -2,9 +2,10 @@
 //!
 //! They have no stub: a link's program is replaced by `BPF_LINK_UPDATE`, which is atomic for a socket call.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use aya_obj::generated::bpf_attach_type::{
 };
 
 use super::attach::AttachError;
+use super::drift::{Found, Held, Part, keep_pinned};
 use super::load::{LoadError, Programs};
 use super::pins::Pins;
 use super::sys::{self, LinkTarget, ObjectKind};
@@ -32,6 +34,9 @@ const PROGRAMS: [(&str, u32); 8] = [
     ("sendmsg6", BPF_CGROUP_UDP6_SENDMSG as u32),
 ];
 
+/// Names of the pins begin so; the program's name follows.
+pub(super) const PIN: &str = "cgroup-";
+
 /// What was done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CgroupReport {
@@ -41,78 +46,149 @@ pub struct CgroupReport {
     pub replaced: usize,
 }
 
-/// Attaches the socket programs to a cgroup, or replaces those that an earlier agent attached there. Links to another cgroup
-/// go when the new ones are in place.
-///
-/// # Errors
-/// The directory is no cgroup, or the kernel refuses; what was attached before stays.
-pub fn attach(
-    pins: &Pins,
-    programs: &Programs,
-    cgroup: &Path,
-) -> Result<CgroupReport, AttachError> {
-    let opening = || AttachError::io(format!("opening cgroup {}", cgroup.display()));
-    let directory = File::open(cgroup).map_err(opening())?;
-    // The number that links tell: the inode's, on 64-bit machines (kernfs).
-    let number = directory.metadata().map_err(opening())?.ino();
-    let mut report = CgroupReport::default();
-    for (name, attach_type) in PROGRAMS {
-        let program = programs
-            .socket(name)?
-            .fd()
-            .map_err(|source| LoadError::Program {
-                program: name.to_owned(),
-                source,
-            })?
-            .as_fd();
-        let path = pins.links().join(format!("cgroup-{name}"));
-        let failed = |what: &str| {
-            AttachError::io(format!(
-                "{what} socket program {name} at {}",
-                path.display()
-            ))
-        };
-        let pinned = sys::open_pin(&path).map_err(failed("opening"))?;
-        if let Some((ObjectKind::Link, link)) = &pinned {
-            let info = sys::link_info(link.as_fd()).map_err(failed("reading"))?;
-            let same = LinkTarget::Cgroup {
-                cgroup: number,
-                attach_type,
-            };
-            if info.target == same {
-                sys::link_update(link.as_fd(), program).map_err(failed("replacing"))?;
-                report.replaced += 1;
-                continue;
-            }
-        }
-        let link = sys::link_create(
-            program,
-            directory.as_fd().as_raw_fd().cast_unsigned(),
-            attach_type,
-        )
-        .map_err(failed("attaching"))?;
-        if pinned.is_some() {
-            fs::remove_file(&path).map_err(failed("removing the old"))?;
-        }
-        sys::pin(link.as_fd(), &path).map_err(failed("pinning"))?;
-        report.attached += 1;
-    }
-    Ok(report)
+/// Whether a pin is of a program that undoes a translation: it goes last.
+pub(super) fn undoes(pin: &str) -> bool {
+    let name = pin.strip_prefix(PIN).unwrap_or_default();
+    name.starts_with("recvmsg") || name.starts_with("getpeername")
 }
 
-/// Takes the socket programs away, wherever they are attached. Returns the pins that were removed.
-///
-/// # Errors
-/// A pin cannot be removed.
-pub fn detach(pins: &Pins) -> io::Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
-    for (name, _) in PROGRAMS {
-        let path = pins.links().join(format!("cgroup-{name}"));
-        match fs::remove_file(&path) {
-            Ok(()) => removed.push(path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+/// A link, held beside its pin.
+#[derive(Debug)]
+struct Link {
+    fd: OwnedFd,
+    id: u32,
+}
+
+/// The socket programs at their cgroup.
+#[derive(Debug)]
+pub struct Sockets {
+    cgroup: PathBuf,
+    links: BTreeMap<&'static str, Link>,
+}
+
+/// What a link to a cgroup says that it is attached to.
+fn target(cgroup: &File, attach_type: u32) -> io::Result<LinkTarget> {
+    // The number that links tell: the inode's, on 64-bit machines (kernfs).
+    let cgroup = cgroup.metadata()?.ino();
+    Ok(LinkTarget::Cgroup {
+        cgroup,
+        attach_type,
+    })
+}
+
+fn program<'a>(programs: &'a Programs, name: &str) -> Result<BorrowedFd<'a>, LoadError> {
+    let program = programs.socket(name)?.fd();
+    let program = program.map_err(|source| LoadError::Program {
+        program: name.to_owned(),
+        source,
+    })?;
+    Ok(program.as_fd())
+}
+
+fn path(pins: &Pins, name: &str) -> PathBuf {
+    pins.links().join(format!("{PIN}{name}"))
+}
+
+impl Sockets {
+    /// Attaches the socket programs to a cgroup, or replaces those that an earlier agent attached there. Links to another cgroup
+    /// go when the new ones are in place.
+    ///
+    /// # Errors
+    /// The directory is no cgroup, or the kernel refuses; what was attached before stays.
+    pub fn attach(
+        pins: &Pins,
+        programs: &Programs,
+        cgroup: &Path,
+    ) -> Result<(Self, CgroupReport), AttachError> {
+        let opening = || AttachError::io(format!("opening cgroup {}", cgroup.display()));
+        let directory = File::open(cgroup).map_err(opening())?;
+        let mut report = CgroupReport::default();
+        let mut links = BTreeMap::new();
+        for (name, attach_type) in PROGRAMS {
+            let program = program(programs, name)?;
+            let path = path(pins, name);
+            let failed = |what: &str| {
+                AttachError::io(format!(
+                    "{what} socket program {name} at {}",
+                    path.display()
+                ))
+            };
+            let same = target(&directory, attach_type).map_err(opening())?;
+            let pinned = sys::open_pin(&path).map_err(failed("opening"))?;
+            let there = pinned.is_some();
+            if let Some((ObjectKind::Link, fd)) = pinned {
+                let info = sys::link_info(fd.as_fd()).map_err(failed("reading"))?;
+                if info.target == same {
+                    sys::link_update(fd.as_fd(), program).map_err(failed("replacing"))?;
+                    report.replaced += 1;
+                    links.insert(name, Link { fd, id: info.id });
+                    continue;
+                }
+            }
+            let link = create(program, &directory, attach_type).map_err(failed("attaching"))?;
+            if there {
+                fs::remove_file(&path).map_err(failed("removing the old"))?;
+            }
+            sys::pin(link.fd.as_fd(), &path).map_err(failed("pinning"))?;
+            report.attached += 1;
+            links.insert(name, link);
+        }
+        let cgroup = cgroup.to_path_buf();
+        Ok((Self { cgroup, links }, report))
+    }
+
+    /// Checks that each program is where it belongs, and its link pinned; mends what is not.
+    pub fn check(&mut self, pins: &Pins, programs: &Programs, found: &mut Found) {
+        for (name, attach_type) in PROGRAMS {
+            match self.mend(programs, name, attach_type) {
+                Ok(None) => {}
+                Ok(Some(what)) => found.mended(Part::Cgroup, what),
+                Err(error) => found.failed(format_args!("socket program {name}"), error),
+            }
+            if let Some(link) = self.links.get(name) {
+                let held = Held {
+                    kind: ObjectKind::Link,
+                    fd: link.fd.as_fd(),
+                    id: link.id,
+                };
+                keep_pinned(&path(pins, name), &held, found);
+            }
         }
     }
-    Ok(removed)
+
+    /// Attaches one program again where it is gone. What was found, if anything was.
+    fn mend(
+        &mut self,
+        programs: &Programs,
+        name: &'static str,
+        attach_type: u32,
+    ) -> Result<Option<String>, AttachError> {
+        let failed =
+            |what: &str| AttachError::io(format!("{what} cgroup {}", self.cgroup.display()));
+        let program = program(programs, name)?;
+        let directory = File::open(&self.cgroup).map_err(failed("opening"))?;
+        let same = target(&directory, attach_type).map_err(failed("reading"))?;
+        if let Some(link) = self.links.get(name) {
+            let info = sys::link_info(link.fd.as_fd()).map_err(failed("reading a link to"))?;
+            if info.target == same {
+                let wanted = sys::program_info(program).map_err(failed("reading a program of"))?;
+                if info.program == wanted.id {
+                    return Ok(None);
+                }
+                sys::link_update(link.fd.as_fd(), program)
+                    .map_err(failed("replacing a program of"))?;
+                return Ok(Some(format!("another program was in the link of {name}")));
+            }
+        }
+        let link = create(program, &directory, attach_type).map_err(failed("attaching to"))?;
+        self.links.insert(name, link);
+        Ok(Some(format!("{name} was detached from its cgroup")))
+    }
+}
+
+fn create(program: BorrowedFd<'_>, directory: &File, attach_type: u32) -> io::Result<Link> {
+    let cgroup = directory.as_fd().as_raw_fd().cast_unsigned();
+    let fd = sys::link_create(program, cgroup, attach_type)?;
+    let id = sys::link_info(fd.as_fd())?.id;
+    Ok(Link { fd, id })
 }

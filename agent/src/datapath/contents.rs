@@ -128,8 +128,19 @@ impl Write {
     }
 }
 
-#[cfg(test)]
 impl Write {
+    /// Whether the write is a call that takes an element out.
+    pub(crate) const fn deletes(&self) -> bool {
+        matches!(
+            self,
+            Self::Service(_, None)
+                | Self::Address(_, None)
+                | Self::Prefix(_, None)
+                | Self::Rule(_, None)
+                | Self::Link(_, None)
+        )
+    }
+
     /// Whether the write is a store into an array that is mapped, which does not fail.
     pub(crate) const fn is_store(&self) -> bool {
         !matches!(

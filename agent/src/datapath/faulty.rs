@@ -26,6 +26,7 @@ pub struct Faulty<D> {
     /// What is wrapped.
     pub inner: D,
     faults: BTreeMap<u64, Fault>,
+    lasting: BTreeMap<&'static str, Fault>,
     seen: u64,
     crashed: bool,
     watcher: Option<Watcher<D>>,
@@ -37,6 +38,7 @@ impl<D> Faulty<D> {
         Self {
             inner,
             faults: BTreeMap::new(),
+            lasting: BTreeMap::new(),
             seen: 0,
             crashed: false,
             watcher: None,
@@ -46,6 +48,27 @@ impl<D> Faulty<D> {
     /// The `nth` write from now (0 is the next one) fails.
     pub fn fail(&mut self, nth: u64, fault: Fault) {
         self.faults.insert(self.seen + nth, fault);
+    }
+
+    /// Calls on a map fail from now on: all where the kernel refuses, those that want memory where it has none. Stores into mapped
+    /// arrays are no calls.
+    pub fn refuse(&mut self, map: &'static str, fault: Fault) {
+        self.lasting.insert(map, fault);
+    }
+
+    /// The faults that lasted have ended.
+    pub fn refuse_nothing(&mut self) {
+        self.lasting.clear();
+    }
+
+    /// The lasting fault that a write meets.
+    fn lasting(&self, write: &Write) -> Option<Fault> {
+        let fault = self.lasting.get(write.map().0).copied()?;
+        let meets = match fault {
+            Fault::Refused | Fault::Crash => true,
+            Fault::Full | Fault::NoMemory => !write.deletes(),
+        };
+        (meets && !write.is_store()).then_some(fault)
     }
 
     /// Calls back after each write.
@@ -75,12 +98,13 @@ impl<D: Datapath> Datapath for Faulty<D> {
     fn write(&mut self, write: &Write) -> Result<(), DatapathError> {
         let (map, capacity) = write.map();
         let fault = self.faults.remove(&self.seen);
+        let fault = fault.or_else(|| self.lasting(write));
         self.seen += 1;
         match fault {
             Some(Fault::Crash) => self.crashed = true,
             Some(Fault::Full) => return Err(DatapathError::Full { map, capacity }),
             Some(Fault::Refused) => return Err(kernel(map, libc::EPERM)),
-            Some(Fault::NoMemory) => return Err(kernel(map, libc::ENOMEM)),
+            Some(Fault::NoMemory) => return Err(DatapathError::NoMemory { map }),
             None => {}
         }
         if self.crashed {

@@ -84,6 +84,29 @@ pub fn check() -> Result<(), HostError> {
     Ok(())
 }
 
+/// Raises the limit of open files as far as it goes: the agent holds a descriptor of each link, two for each pod, and the customary 1,024
+/// are too few for a full node.
+///
+/// # Errors
+/// The kernel refused.
+pub fn raise_file_limit() -> Result<(), HostError> {
+    let failed = failed("raising the limit of open files");
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a local that outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above; the kernel only reads it.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
 /// Names of the capabilities that `CapEff` in `/proc/self/status` lacks.
 fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let effective = status

@@ -1,5 +1,7 @@
 //! The datapath that is the kernel's maps.
 
+mod readback;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::offset_of;
@@ -13,6 +15,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, IterableMap, LpmTrie, MapData, MapError};
 
 use super::grace::Grace;
+use super::readback::{Piece, Table};
 use super::words::{Words, words_of};
 use super::{Bits, Contents, Datapath, DatapathError, Write};
 use crate::model::Direction;
@@ -52,8 +55,9 @@ fn refused(map: &'static str, capacity: u32, error: MapError) -> DatapathError {
         other => io::Error::other(other),
     };
     match source.raw_os_error() {
-        // E2BIG: hash; ENOSPC: trie; ENOMEM: an element that is allocated on demand found no memory.
-        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => DatapathError::Full { map, capacity },
+        // E2BIG: hash; ENOSPC: trie.
+        Some(libc::E2BIG | libc::ENOSPC) => DatapathError::Full { map, capacity },
+        Some(libc::ENOMEM) => DatapathError::NoMemory { map },
         _ => DatapathError::Kernel { map, source },
     }
 }
@@ -251,5 +255,18 @@ impl Datapath for KernelDatapath {
             links: read_all("links", &self.links, self.links.keys(), |key| key)?,
             config: self.config.read(0)?,
         })
+    }
+
+    fn read_back(&self, elements: &[Write]) -> Result<Vec<Write>, DatapathError> {
+        self.elements(elements)
+    }
+
+    fn piece(
+        &self,
+        table: Table,
+        after: Option<&Write>,
+        count: usize,
+    ) -> Result<Piece, DatapathError> {
+        self.elements_behind(table, after, count)
     }
 }

@@ -1,15 +1,18 @@
 //! From the object in the binary to maps, programs and the parts of the agent that use them.
 //!
 //! Loading changes nothing that packets meet: maps that are pinned are taken over as they are, programs pass the verifier and wait.
-//! [`Programs::install`] puts them into the slots of the pinned program array.
+//! [`Programs::install`] puts them in force, and [`Programs::settle`] ends what an agent of another layout left.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use agent_common::{Timeouts, hook};
+use agent_common::layout::known;
+use agent_common::{Timeouts, gate, hook};
 use aya::maps::{Map, MapData, MapError, ProgramArray};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramType, SchedClassifier};
+use aya::programs::{
+    CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramType, SchedClassifier,
+};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
@@ -17,8 +20,11 @@ use super::capacity::Kept;
 use super::conntrack::Conntrack;
 use super::counters::Counters;
 use super::events::EventRing;
+use super::gate::{Gate, Hook, SOCKETS};
 use super::grace::Grace;
 use super::kernel::KernelDatapath;
+use super::log::ProgramLog;
+use super::migrate::{self, MigrateError, Moved, OldMaps};
 use super::object::{self, ObjectError, Sizes};
 use super::pins::{PinError, Pins, Shape};
 use super::words::Words;
@@ -84,6 +90,9 @@ pub enum LoadError {
         /// Why.
         source: ProgramError,
     },
+    /// What another agent left cannot be taken over.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {
@@ -111,6 +120,8 @@ pub struct Loaded {
     pub adopted: bool,
     /// Every pinned map with its capacity, by name.
     pub capacities: BTreeMap<String, u32>,
+    /// Lines of the programs, where they write any.
+    pub log: Option<ProgramLog>,
     /// Tables of flows that keep another capacity than was asked for.
     pub kept: Vec<Kept>,
 }
@@ -119,12 +130,16 @@ pub struct Loaded {
 pub struct Programs {
     ebpf: Ebpf,
     slots: ProgramArray<MapData>,
-    /// Number of the pinned program array: stubs that do not use it are not ours to keep.
+    gate: Gate,
+    grace: Grace,
+    settled: bool,
+    /// Number of the gate's program array: stubs that do not use it are not ours to keep.
     pub(super) array_id: u32,
 }
 
-/// Takes over or makes the pinned maps, and loads every program. Tables of flows that are pinned keep their capacity; `timeouts` are
-/// those of the programs and of the collection alike.
+/// Takes over or makes the pinned maps, and loads every program. Where maps of another layout are in force, this one's are filled
+/// from them. Tables of flows that are pinned keep their capacity; `timeouts` are those of the programs and of the
+/// collection alike.
 ///
 /// # Errors
 /// See [`LoadError`]. What packets meet is as before.
@@ -150,9 +165,25 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
     load_programs(&mut ebpf)?;
 
     let slots: ProgramArray<MapData> = typed(&mut ebpf, "programs")?;
-    let array_id = pinned_id(pins, "programs")?;
-    Ok(Loaded {
-        datapath: datapath(&mut ebpf)?,
+    let array_id = pinned_id(pins, "gate")?;
+    let mut datapath = datapath(&mut ebpf)?;
+    let mut adopted = present.iter().any(|name| !in_gate(name));
+    if let Some(layout) = known(pins.found().layout())
+        && layout.number != agent_common::limits::LAYOUT
+        && !cfg!(mutant = "flip-before-fill")
+    {
+        let old = OldMaps::open(pins, layout)?;
+        let entries = migrate::seed(&old, &mut datapath)?;
+        tracing::info!(
+            from = layout.number,
+            entries,
+            "maps filled from another layout's"
+        );
+        adopted = true;
+    }
+    let mut loaded = Loaded {
+        log: ProgramLog::of(&mut ebpf),
+        datapath,
         events: EventRing::new(typed(&mut ebpf, "events")?),
         counters: Counters::new(typed(&mut ebpf, "counters")?),
         conntrack: Conntrack::new(
@@ -162,16 +193,24 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
         ),
         kept,
         programs: Programs {
-            ebpf,
             slots,
+            gate: open_gate(&mut ebpf)?,
+            grace: grace()?,
+            settled: false,
             array_id,
+            ebpf,
         },
-        adopted: !present.is_empty(),
+        adopted,
         capacities: maps
             .into_iter()
+            .filter(|(name, _)| !in_gate(name))
             .map(|(name, shape)| (name, shape.max_entries))
             .collect(),
-    })
+    };
+    if cfg!(mutant = "flip-before-fill") {
+        loaded.programs.install()?;
+    }
+    Ok(loaded)
 }
 
 /// Whether cgroup address programs may set the error that the caller sees (Linux 6.1, or where it was backported).
@@ -263,10 +302,28 @@ fn datapath(ebpf: &mut Ebpf) -> Result<KernelDatapath, LoadError> {
         links: typed(ebpf, "links")?,
         prefixes: typed(ebpf, "prefixes")?,
         rules: typed(ebpf, "rules")?,
-        grace: Grace::new().map_err(|source| LoadError::Io {
-            what: "creating the map of maps that waits for a grace period",
-            source,
-        })?,
+        grace: grace()?,
+    })
+}
+
+fn grace() -> Result<Grace, LoadError> {
+    Grace::new().map_err(|source| LoadError::Io {
+        what: "creating the map of maps that waits for a grace period",
+        source,
+    })
+}
+
+/// Whether a map is the gate's, and of no layout.
+fn in_gate(name: &str) -> bool {
+    gate::MAPS.contains(&name)
+}
+
+fn open_gate(ebpf: &mut Ebpf) -> Result<Gate, LoadError> {
+    let sockets = SOCKETS.map(|(_, map)| typed(ebpf, map));
+    Ok(Gate {
+        slots: typed(ebpf, "gate")?,
+        sockets: sockets.into_iter().collect::<Result<_, _>>()?,
+        word: words(ebpf, "gate_word")?,
     })
 }
 
@@ -313,18 +370,15 @@ impl std::fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Puts the programs into their slots: first what others tail-call, then the hooks' own, so that no packet meets a
-    /// program whose helpers are missing. Each slot is replaced atomically, and links are not touched.
+    /// Puts the programs in force: first what others tail-call, so that no packet meets a program whose helpers are missing, then
+    /// the hooks' own. Programs of this layout are replaced one by one, each atomically; those of another, and none, all at once
+    /// ([`super::gate`]). Links are not touched.
     ///
     /// # Errors
-    /// The kernel refused a slot; those before it are already new, which is harmless within one layout.
+    /// The kernel refused a slot. Those of this layout that stand before it are new already, which is harmless within one.
     pub fn install(&mut self) -> Result<(), LoadError> {
         for (name, slot) in RARE.into_iter().chain(HOOKS) {
-            let program = classifier(&self.ebpf, name)?;
-            let fd = program.fd().map_err(|source| LoadError::Program {
-                program: name.to_owned(),
-                source,
-            })?;
+            let fd = fd(name, classifier(&self.ebpf, name)?.fd())?;
             self.slots
                 .set(slot, fd, 0)
                 .map_err(|source| LoadError::Map {
@@ -332,18 +386,125 @@ impl Programs {
                     source,
                 })?;
         }
+        let word = self.gate.word()?;
+        let side = Gate::side(word);
+        for (name, hook) in HOOKS {
+            let fd = fd(name, classifier(&self.ebpf, name)?.fd())?;
+            self.gate.put(side, Hook::Tc(hook), fd)?;
+        }
+        for (at, (name, _)) in SOCKETS.into_iter().enumerate() {
+            let fd = fd(name, socket(&self.ebpf, name)?.fd())?;
+            self.gate.put(side, Hook::Socket(at), fd)?;
+        }
+        if side != word.side() {
+            self.gate
+                .store(word.flipped(agent_common::limits::LAYOUT))?;
+        }
         Ok(())
+    }
+
+    /// Every slot that is in force with its map, number and program: what others tail-call first, then the hooks' own, as
+    /// [`Self::install`] fills them.
+    ///
+    /// # Errors
+    /// The gate cannot be read.
+    pub(super) fn slots(
+        &self,
+    ) -> Result<Vec<(&'static str, u32, &'static str, BorrowedFd<'_>)>, LoadError> {
+        let side = self.gate.word()?.side();
+        let mut slots = Vec::new();
+        for (name, slot) in RARE.into_iter().chain(HOOKS) {
+            let fd = fd(name, self.classifier(name)?.fd())?.as_fd();
+            slots.push(("programs", slot, name, fd));
+        }
+        for (name, hook) in HOOKS {
+            let fd = fd(name, self.classifier(name)?.fd())?.as_fd();
+            slots.push(("gate", gate::slot(side, hook), name, fd));
+        }
+        for (name, map) in SOCKETS {
+            let fd = fd(name, socket(&self.ebpf, name)?.fd())?.as_fd();
+            slots.push((map, side, name, fd));
+        }
+        Ok(slots)
+    }
+
+    /// Takes over the flows of another layout, after [`Self::install`], and removes its maps. Does nothing where there is none, and
+    /// once it is done. Blocks as long as three walks through the tables and three grace periods take; packets do not wait.
+    ///
+    /// # Errors
+    /// What was in force is, flows that were not copied are the old programs', and the call can be made again.
+    pub fn settle(&mut self, pins: &Pins) -> Result<(), LoadError> {
+        if self.settled {
+            return Ok(());
+        }
+        let word = self.gate.word()?;
+        if word.handover() {
+            let started = std::time::Instant::now();
+            let moved = self.take_over(pins, word)?;
+            tracing::info!(
+                from = word.from(),
+                flows = moved.flows,
+                sockets = moved.sockets,
+                took = ?started.elapsed(),
+                "connections of another layout taken over"
+            );
+        }
+        self.gate.clear(word.other())?;
+        for directory in pins.remove_others()? {
+            tracing::info!(directory = %directory.display(), "removed: nothing uses its maps any more");
+        }
+        self.settled = true;
+        Ok(())
+    }
+
+    fn take_over(&self, pins: &Pins, word: gate::GateWord) -> Result<Moved, LoadError> {
+        let from = word.from();
+        let layout = known(from).ok_or_else(|| PinError::OtherLayout {
+            root: pins.root().to_path_buf(),
+            found: format!("v{from}"),
+        })?;
+        let old = OldMaps::open(pins, layout)?;
+        // Runs of the old programs that began before the flip write to the old tables until they end.
+        self.wait()?;
+        let mut moved = migrate::move_flows(&old, pins)?;
+        // Each time what is left is what the old programs made during the walk before: datagrams' flows, first without, then with
+        // those that are translated already in the new tables.
+        for next in [word.services_moved(), word.settled()] {
+            self.gate.store(next)?;
+            self.wait()?;
+            moved += migrate::move_flows(&old, pins)?;
+        }
+        Ok(moved)
+    }
+
+    fn wait(&self) -> Result<(), LoadError> {
+        self.grace.wait().map_err(|source| LoadError::Io {
+            what: "waiting for a grace period",
+            source,
+        })
     }
 
     pub(super) fn classifier(&self, name: &str) -> Result<&SchedClassifier, LoadError> {
         classifier(&self.ebpf, name)
     }
 
+    /// The stub of a socket hook.
     pub(super) fn socket(&self, name: &str) -> Result<&CgroupSockAddr, LoadError> {
-        match self.ebpf.program(name) {
-            Some(Program::CgroupSockAddr(program)) => Ok(program),
-            _ => Err(LoadError::Missing(format!("socket program {name}"))),
-        }
+        socket(&self.ebpf, &format!("stub_{name}"))
+    }
+}
+
+fn fd<'a>(name: &str, fd: Result<&'a ProgramFd, ProgramError>) -> Result<&'a ProgramFd, LoadError> {
+    fd.map_err(|source| LoadError::Program {
+        program: name.to_owned(),
+        source,
+    })
+}
+
+fn socket<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a CgroupSockAddr, LoadError> {
+    match ebpf.program(name) {
+        Some(Program::CgroupSockAddr(program)) => Ok(program),
+        _ => Err(LoadError::Missing(format!("socket program {name}"))),
     }
 }
 

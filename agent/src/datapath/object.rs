@@ -55,11 +55,12 @@ pub fn maps(sizes: &Sizes) -> Result<Vec<(String, Shape)>, ObjectError> {
     let mut maps: Vec<_> = object
         .maps
         .iter()
-        .filter(|(_, map)| {
-            matches!(
-                map.section_kind(),
-                EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps
-            )
+        .filter(|(name, map)| {
+            name.as_str() != super::log::MAP
+                && matches!(
+                    map.section_kind(),
+                    EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps
+                )
         })
         .map(|(name, map)| {
             let entries = sizes

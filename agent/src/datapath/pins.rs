@@ -1,4 +1,11 @@
-//! Where maps, stub programs and links outlive the daemon: `ROOT/vLAYOUT/{maps,programs,links}` on a BPF file system.
+//! Where maps, stub programs and links outlive the daemon, on a BPF file system:
+//!
+//! | directory | what | goes |
+//! | --- | --- | --- |
+//! | `ROOT/vLAYOUT/maps` | the maps of one layout | when another layout has taken over |
+//! | `ROOT/hooks/maps` | the gate ([`super::gate`]) | with `sluice cleanup` |
+//! | `ROOT/hooks/programs` | the stubs | likewise |
+//! | `ROOT/hooks/links` | tcx and cgroup links | with their interface |
 //!
 //! aya opens whatever lies at a pin. So everything there is opened and compared here first, and what was opened is
 //! compared once more after aya did (see [`super::load`]).
@@ -9,6 +16,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use agent_common::gate::{self, GateWord};
+use agent_common::layout;
 use agent_common::limits::LAYOUT;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -44,9 +53,9 @@ pub enum PinError {
         "pin root {0} is in use by another agent; stop it, or give this one its own --pin-root"
     )]
     Busy(PathBuf),
-    /// Pins of another version.
+    /// Pins of a version that this one cannot take over from.
     #[error(
-        "pin root {root} holds pins of layout {found}, and this Sluice has layout v{LAYOUT}; run the Sluice that made them, or remove {root}/{found} (its rules and connections end)"
+        "pin root {root} holds pins of layout {found}, and this Sluice has layout v{LAYOUT} and no way from there; run the Sluice that made them or a later one, or remove {root} (its rules and connections end)"
     )]
     OtherLayout {
         /// The pin root.
@@ -133,7 +142,9 @@ impl Shape {
 /// The pin root, held by this agent alone.
 #[derive(Debug)]
 pub struct Pins {
-    directory: PathBuf,
+    root: PathBuf,
+    /// What the gate said when the root was opened.
+    found: GateWord,
     /// Held as long as the agent lives; the kernel lets go when it dies.
     _lock: Flock<File>,
 }
@@ -154,50 +165,143 @@ impl Pins {
                 PinError::io(root, error)
             }
         })?;
-        let own = format!("v{LAYOUT}");
-        if let Some(found) = layouts(root)?.into_iter().find(|found| *found != own) {
-            return Err(PinError::OtherLayout {
-                root: root.to_path_buf(),
-                found,
-            });
-        }
-        let pins = Self {
-            directory: root.join(own),
+        let mut pins = Self {
+            root: root.to_path_buf(),
+            found: GateWord::default(),
             _lock: lock,
         };
-        for directory in [
-            pins.directory.clone(),
-            pins.directory.join("maps"),
-            pins.directory.join("programs"),
-            pins.links(),
-        ] {
+        pins.found = pins.gate_word()?;
+        pins.admit()?;
+        let own = pins.directory();
+        if ![0, LAYOUT].contains(&pins.found.layout()) {
+            // Left by an agent that ended before its maps were in force: it is not known how full they are.
+            remove_directory(&own)?;
+        }
+        for directory in pins.directories() {
             make_directory(&directory)?;
         }
         Ok(pins)
     }
 
-    /// `ROOT/vLAYOUT`.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Refuses what this agent cannot take over from. Nothing is changed.
+    fn admit(&self) -> Result<(), PinError> {
+        let other = match self.found.layout() {
+            LAYOUT => return Ok(()),
+            // Nothing is in force; but layout 1 had no gate, and its links beside its maps.
+            0 => layouts(&self.root)?
+                .into_iter()
+                .find(|name| self.root.join(name).join("links").exists()),
+            other if layout::known(other).is_some() => return Ok(()),
+            other => Some(format!("v{other}")),
+        };
+        match other {
+            None => Ok(()),
+            Some(found) => Err(PinError::OtherLayout {
+                root: self.root.clone(),
+                found,
+            }),
+        }
     }
 
-    /// Where a map is pinned.
+    /// What the pinned gate says, the default where there is none.
+    fn gate_word(&self) -> Result<GateWord, PinError> {
+        let path = self.map("gate_word");
+        let failed = |source| PinError::io(&path, source);
+        let Some((kind, fd)) = sys::open_pin(&path).map_err(failed)? else {
+            return Ok(GateWord::default());
+        };
+        let info = (kind == ObjectKind::Map)
+            .then(|| sys::map_info(fd.as_fd()))
+            .transpose()
+            .map_err(failed)?;
+        if info.is_none_or(|info| (info.key_size, info.value_size) != (4, 8)) {
+            let differences = vec!["not the word of a gate".to_owned()];
+            return Err(self.differs(path, differences));
+        }
+        let word = sys::lookup::<u32, u64>(fd.as_fd(), &0).map_err(failed)?;
+        Ok(GateWord(word.unwrap_or_default()))
+    }
+
+    /// The pin root.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the gate said when the root was opened.
+    #[must_use]
+    pub const fn found(&self) -> GateWord {
+        self.found
+    }
+
+    /// `ROOT/vLAYOUT`: the maps of this layout.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT}"))
+    }
+
+    /// `ROOT/hooks`: what agents of all layouts share.
+    #[must_use]
+    pub fn hooks(&self) -> PathBuf {
+        self.root.join("hooks")
+    }
+
+    /// Every directory of an agent of this layout, outer ones first.
+    pub(super) fn directories(&self) -> [PathBuf; 6] {
+        let (own, hooks) = (self.directory(), self.hooks());
+        [
+            own.clone(),
+            own.join("maps"),
+            hooks.clone(),
+            hooks.join("maps"),
+            hooks.join("programs"),
+            self.links(),
+        ]
+    }
+
+    /// Where a map is pinned: the gate's beside the links, all others in the layout's directory.
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
-        self.directory.join("maps").join(name)
+        let directory = if gate::MAPS.contains(&name) {
+            self.hooks()
+        } else {
+            self.directory()
+        };
+        directory.join("maps").join(name)
+    }
+
+    /// Where an agent of another layout has pinned a map.
+    pub(super) fn map_of(&self, layout: u32, name: &str) -> PathBuf {
+        self.root.join(format!("v{layout}")).join("maps").join(name)
     }
 
     /// Where a stub is pinned.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
-        self.directory.join("programs").join(name)
+        self.hooks().join("programs").join(name)
     }
 
     /// Where links are pinned.
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.directory.join("links")
+        self.hooks().join("links")
+    }
+
+    /// Removes the maps of every other layout: nothing uses them any more. Returns the directories.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub(super) fn remove_others(&self) -> Result<Vec<PathBuf>, PinError> {
+        let own = self.directory();
+        let mut removed = Vec::new();
+        for name in layouts(&self.root)? {
+            let directory = self.root.join(name);
+            if directory != own {
+                remove_directory(&directory)?;
+                removed.push(directory);
+            }
+        }
+        Ok(removed)
     }
 
     /// Compares what is pinned with what is needed; returns the names of maps that are there. Nothing is changed.
@@ -228,9 +332,11 @@ impl Pins {
     }
 
     pub(super) fn differs(&self, path: PathBuf, differences: Vec<String>) -> PinError {
+        // ROOT/vLAYOUT/maps/NAME, or ROOT/hooks/maps/NAME.
+        let directory = path.ancestors().nth(2).unwrap_or(&self.root).to_path_buf();
         PinError::Differs {
             path,
-            directory: self.directory.clone(),
+            directory,
             differences,
         }
     }
@@ -245,10 +351,7 @@ fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
             .file_name()
             .to_string_lossy()
             .into_owned();
-        if name
-            .strip_prefix('v')
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-        {
+        if is_layout(&name) {
             found.push(name);
         }
     }
@@ -256,7 +359,20 @@ fn layouts(root: &Path) -> Result<Vec<String>, PinError> {
     Ok(found)
 }
 
-fn make_directory(path: &Path) -> Result<(), PinError> {
+/// Whether a name under a pin root is that of a layout's directory.
+pub(super) fn is_layout(name: &str) -> bool {
+    name.strip_prefix('v')
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn remove_directory(path: &Path) -> Result<(), PinError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PinError::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn make_directory(path: &Path) -> Result<(), PinError> {
     DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)

@@ -2,6 +2,11 @@
 //! index, batches, and a map of maps to wait with. Each attribute struct is the part of the kernel's `union bpf_attr` or info
 //! struct (`include/uapi/linux/bpf.h`) that the call reads; the kernel takes what is missing as zero.
 
+mod walk;
+
+pub(super) use walk::next_key;
+pub(super) mod raw;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -235,6 +240,8 @@ pub(super) enum LinkTarget {
 /// A link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct LinkInfo {
+    /// Its own number.
+    pub(super) id: u32,
     /// Number of its program.
     pub(super) program: u32,
     pub(super) target: LinkTarget,
@@ -267,6 +274,7 @@ pub(super) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         _ => LinkTarget::Other,
     };
     Ok(LinkInfo {
+        id: value.id,
         program: value.program,
         target,
     })
@@ -316,6 +324,19 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the attribute holds no address.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(|_| ())
+}
+
+#[repr(C)]
+struct LinkDetachAttr {
+    link: u32,
+}
+
+/// Takes a link's program away at once, whoever else holds the link (Linux 5.9; tcx since it exists). The link stays as a husk
+/// until its last descriptor and pin are gone.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetachAttr { link: raw(link) };
+    // SAFETY: the attribute holds no address.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(|_| ())
 }
 
 #[repr(C)]

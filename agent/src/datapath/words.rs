@@ -132,10 +132,23 @@ impl<T: Pod> Words<T> {
         Ok(unsafe { value.assume_init() })
     }
 
+    /// How many elements there are.
+    pub(super) const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
     /// Every element that is not all zero.
     pub(super) fn used(&self) -> Result<Vec<(u32, T)>, DatapathError> {
+        self.used_of(0..self.capacity)
+    }
+
+    /// Every element of some that is not all zero.
+    pub(super) fn used_of(
+        &self,
+        indices: std::ops::Range<u32>,
+    ) -> Result<Vec<(u32, T)>, DatapathError> {
         let mut used = Vec::new();
-        for index in 0..self.capacity {
+        for index in indices {
             for offset in (0..self.stride).step_by(WORD) {
                 if self.word(index, offset)?.load(Ordering::Relaxed) != 0 {
                     used.push((index, self.read(index)?));

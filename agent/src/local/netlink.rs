@@ -1,6 +1,7 @@
 //! Following the network namespace by netlink: subscribe, then dump, then apply what comes. Nothing is polled; a dump happens at
 //! the start and when the kernel says that messages were lost.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use futures::channel::mpsc::UnboundedReceiver;
@@ -25,8 +26,9 @@ use super::network::{Network, UplinkChoice};
 /// Receive buffer of the socket: some thousand messages, so that a burst of pods does not ask for a dump. The kernel may give less.
 const BUFFER_BYTES: usize = 4 << 20;
 /// What is followed.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
+    MulticastGroup::Tc,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
@@ -54,6 +56,7 @@ type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAd
 #[derive(Debug)]
 pub struct Watcher {
     state: watch::Receiver<Local>,
+    touched: watch::Receiver<u64>,
     choice: watch::Sender<UplinkChoice>,
     tasks: [JoinHandle<()>; 2],
     ended: tokio::sync::oneshot::Receiver<WatchError>,
@@ -64,6 +67,13 @@ impl Watcher {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Local> {
         self.state.clone()
+    }
+
+    /// Raised when something at an interface that is served was taken away by others, and the state may be as before: a filter or qdisc was
+    /// removed, or the interface was made again with all that it had.
+    #[must_use]
+    pub fn touched(&self) -> watch::Receiver<u64> {
+        self.touched.clone()
     }
 
     /// Says which interfaces are uplinks; the state follows at once.
@@ -111,14 +121,16 @@ pub async fn watch(choice: UplinkChoice) -> Result<Watcher, WatchError> {
     };
     let (choose, chosen) = watch::channel(choice);
     let (publish, state) = watch::channel(network.local(&chosen.borrow()));
+    let (touch, touched) = watch::channel(0);
     let (end, ended) = tokio::sync::oneshot::channel();
     let follower = tokio::spawn(async move {
-        let error = follow(handle, messages, network, chosen, publish).await;
+        let error = follow(handle, messages, network, chosen, publish, touch).await;
         // Nobody may be waiting any more.
         let _ = end.send(error);
     });
     Ok(Watcher {
         state,
+        touched,
         choice: choose,
         tasks: [connection, follower],
         ended,
@@ -132,14 +144,17 @@ async fn follow(
     mut network: Network,
     mut chosen: watch::Receiver<UplinkChoice>,
     publish: watch::Sender<Local>,
+    touch: watch::Sender<u64>,
 ) -> WatchError {
     loop {
-        let mut lost = false;
+        let (mut lost, mut losses) = (false, BTreeSet::new());
         tokio::select! {
             message = messages.next() => {
                 let Some((message, _)) = message else { return WatchError::Ended };
+                losses.extend(loss(&message));
                 lost |= apply(&mut network, &message);
                 while let Ok((message, _)) = messages.try_recv() {
+                    losses.extend(loss(&message));
                     lost |= apply(&mut network, &message);
                 }
             }
@@ -157,11 +172,28 @@ async fn follow(
             }
         }
         let local = network.local(&chosen.borrow_and_update());
+        let served =
+            |ifindex: &u32| local.pods.contains_key(ifindex) || local.uplinks.contains_key(ifindex);
+        let touched = lost || losses.iter().any(served);
         publish.send_if_modified(|current| {
             let differs = *current != local;
             *current = local;
             differs
         });
+        if touched {
+            touch.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+/// The interface that loses something by a message: itself, its qdisc, or a filter.
+fn loss(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(link.header.index),
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::DelTrafficFilter(tc) | RouteNetlinkMessage::DelQueueDiscipline(tc),
+        ) => Some(tc.header.index.cast_unsigned()),
+        _ => None,
     }
 }
 

@@ -42,7 +42,9 @@ pub fn init(filter: &str, format: Format) -> Result<(), LoggingError> {
     let colors = io::stderr().is_terminal();
     let subscriber = subscriber(filter, format, colors, io::stderr)?;
     tracing::subscriber::set_global_default(subscriber)
-        .map_err(|e| LoggingError::Twice(Box::new(e)))
+        .map_err(|e| LoggingError::Twice(Box::new(e)))?;
+    // Libraries that speak `log`: their records meet the same filter.
+    tracing_log::LogTracer::init().map_err(|e| LoggingError::Twice(Box::new(e)))
 }
 
 fn subscriber<W>(

@@ -5,10 +5,13 @@
 mod exposition;
 pub mod server;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent_common::{Count, hook};
+
+use crate::datapath::drift::Part;
 
 use self::exposition::{Exposition, Kind};
 use super::state::Summary;
@@ -39,12 +42,12 @@ macro_rules! families {
 
 families! {
     BUILD: Gauge "sluice_build_info", "Always 1; the labels say what this is.";
-    READY: Gauge "sluice_ready", "1 while everything was synced and applied once, and programs are attached.";
+    READY: Gauge "sluice_ready", "1 while everything was synced and applied once, programs are attached, and no source is lost.";
     STARTED: Gauge "sluice_start_time_seconds", "When the agent started, in seconds since 1970.";
     SYNCED: Gauge "sluice_source_synced", "1 where every object of the kind was told at least once.";
     STALE: Gauge "sluice_source_stale_seconds", "For how long the source of the kind has been lost; 0 where it is not. The last state stays in force.";
     REJECTED: Gauge "sluice_rejected_objects", "Objects that were not taken; what they replaced stays in force.";
-    PROBLEMS: Gauge "sluice_problems", "Things that are not in force as the cluster asks; `sluice status` names them.";
+    PROBLEMS: Gauge "sluice_problems", "Things that are not in force as the cluster asks, by the map that has no room for them (none: another reason); `sluice status` names them.";
     NOTICES: Gauge "sluice_notices", "Things worth knowing that are no error.";
     ATTACHED: Gauge "sluice_attached_programs", "Places where a program is attached, by hook.";
     MAP_ENTRIES: Gauge "sluice_map_entries", "Entries in use of a map.";
@@ -63,6 +66,7 @@ families! {
     AUDITED: Counter "sluice_flows_audited_total", "Flows that passed only because the policies that deny them are audited.";
     MIDSTREAM: Counter "sluice_flows_midstream_total", "Flows picked up in the middle.";
     INSERTS_FAILED: Counter "sluice_conntrack_inserts_failed_total", "Conntrack entries that found no room.";
+    DRIFT: Counter "sluice_drift_repaired_total", "Parts of the datapath that somebody else removed or changed, and the agent set back.";
     BEYOND_SHARE: Counter "sluice_flows_beyond_share_total", "Flows that were answered and stayed on the slower path, because their pod holds its share of the map conntrack.";
     CONNTRACK_REMOVED: Counter "sluice_conntrack_removed_total", "Entries of the map conntrack removed by programs: of flows that were over.";
     UNREPLIED_REMOVED: Counter "sluice_unreplied_removed_total", "Entries of the map unreplied removed by programs: moved to conntrack, or of flows that were over.";
@@ -149,6 +153,7 @@ impl Metrics {
         sources(&mut out, summary, now);
         maps(&mut out, summary);
         traffic(&mut out, summary);
+        drift(&mut out, summary);
         flows(&mut out, summary);
         self.applies(&mut out);
         out.finish()
@@ -182,16 +187,30 @@ fn agent(out: &mut Exposition, summary: &Summary) {
     out.sample(&[], started.unwrap_or_default().as_secs_f64());
     for (family, list) in [
         (REJECTED, summary.rejected.len()),
-        (PROBLEMS, summary.problems.len()),
         (NOTICES, summary.notices.len()),
     ] {
         out.family(family);
         out.sample(&[], list as u64);
     }
+    problems(out, summary);
     out.family(ATTACHED);
     for hook in 0..hook::HOOKS {
         let here = summary.attached.iter().filter(|a| a.hook == hook).count();
         out.sample(&[("hook", hook::name(hook))], here as u64);
+    }
+}
+
+/// Problems by the map that is full; without one, under the empty label.
+fn problems(out: &mut Exposition, summary: &Summary) {
+    let maps = summary.maps.iter().map(|map| (map.name.as_str(), 0));
+    let mut counts: BTreeMap<&str, u64> = maps.chain([("", 0)]).collect();
+    for problem in &summary.problems {
+        let limit = problem.limit.map_or("", |limit| limit.map);
+        *counts.entry(limit).or_default() += 1;
+    }
+    out.family(PROBLEMS);
+    for (limit, count) in counts {
+        out.sample(&[("limit", limit)], count);
     }
 }
 
@@ -249,6 +268,14 @@ fn traffic(out: &mut Exposition, summary: &Summary) {
     for (count, number) in &counters.counts {
         out.family(counted(*count));
         out.sample(&[], *number);
+    }
+}
+
+fn drift(out: &mut Exposition, summary: &Summary) {
+    out.family(DRIFT);
+    for part in Part::ALL {
+        let count = summary.drift.repaired.get(&part).copied();
+        out.sample(&[("part", part.name())], count.unwrap_or(0));
     }
 }
 

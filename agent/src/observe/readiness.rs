@@ -1,7 +1,8 @@
 //! Readiness: what is still missing, by name; and telling the service manager.
 //!
 //! Each part of the start holds a [`Guard`] until it is done. Whoever waits, waits for the last; whoever asks, gets the names of
-//! those that are held.
+//! those that are held, and of what was there and is lost: the agent is not ready again until it is back, though the start is over, and
+//! all that it served stays in force.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,6 +20,8 @@ const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 struct Missing {
     next: u64,
     held: BTreeMap<u64, String>,
+    /// Was there, and is lost.
+    lost: Option<String>,
 }
 
 /// What the agent still waits for. Clones share it. Without any guard it is ready.
@@ -50,13 +53,28 @@ impl Readiness {
         }
     }
 
-    /// What is missing, in the order in which it was asked for.
-    #[must_use]
-    pub fn missing(&self) -> Vec<String> {
-        self.missing.borrow().held.values().cloned().collect()
+    /// What was there is lost, or (None) nothing is any more. True where that is news.
+    pub fn lost(&self, what: Option<String>) -> bool {
+        self.missing.send_if_modified(|missing| {
+            let news = missing.lost != what;
+            missing.lost = what;
+            news
+        })
     }
 
-    /// Waits until nothing is missing.
+    /// What is missing, in the order in which it was asked for, and then what is lost.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let missing = self.missing.borrow();
+        missing
+            .held
+            .values()
+            .chain(&missing.lost)
+            .cloned()
+            .collect()
+    }
+
+    /// Waits until the start is over. What is lost since does not count: a service manager is told once.
     pub async fn ready(&self) {
         let mut missing = self.missing.subscribe();
         // It fails only where the sender is gone, which `self` holds.
@@ -81,19 +99,22 @@ impl Drop for Guard {
 }
 
 /// What a service manager is told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Notice {
     /// The start is over.
     Ready,
+    /// One line that `systemctl status` shows.
+    Status(String),
     /// The end has begun.
     Stopping,
 }
 
 impl Notice {
-    const fn text(self) -> &'static str {
+    fn text(&self) -> String {
         match self {
-            Self::Ready => "READY=1\n",
-            Self::Stopping => "STOPPING=1\n",
+            Self::Ready => "READY=1\n".to_owned(),
+            Self::Status(line) => format!("STATUS={}\n", line.replace('\n', " ")),
+            Self::Stopping => "STOPPING=1\n".to_owned(),
         }
     }
 }
@@ -102,7 +123,7 @@ impl Notice {
 ///
 /// # Errors
 /// The socket does not take it.
-pub fn notify(notice: Notice) -> io::Result<()> {
+pub fn notify(notice: &Notice) -> io::Result<()> {
     match std::env::var_os(NOTIFY_SOCKET) {
         Some(path) if !path.is_empty() => send(path.as_bytes(), notice),
         _ => Ok(()),
@@ -110,12 +131,14 @@ pub fn notify(notice: Notice) -> io::Result<()> {
 }
 
 /// A name that begins with `@` is one of the abstract namespace (unix(7)).
-fn send(name: &[u8], notice: Notice) -> io::Result<()> {
+fn send(name: &[u8], notice: &Notice) -> io::Result<()> {
     let address = match name.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
     };
     let socket = UnixDatagram::unbound()?;
+    // A service manager that does not read must not hold the agent up.
+    socket.set_nonblocking(true)?;
     socket.send_to_addr(notice.text().as_bytes(), &address)?;
     Ok(())
 }
@@ -143,6 +166,20 @@ mod tests {
         assert!(readiness.missing().is_empty());
     }
 
+    #[tokio::test]
+    async fn what_is_lost_is_missing_but_the_start_is_over() {
+        let readiness = Readiness::default();
+        let guard = readiness.wait_for("the first apply");
+        assert!(readiness.lost(Some("manifests".to_owned())));
+        assert!(!readiness.lost(Some("manifests".to_owned())));
+        assert_eq!(readiness.missing(), ["the first apply", "manifests"]);
+        drop(guard);
+        readiness.ready().await;
+        assert_eq!(readiness.missing(), ["manifests"]);
+        assert!(readiness.lost(None));
+        assert!(readiness.missing().is_empty());
+    }
+
     #[test]
     fn the_service_manager_hears_it_by_path_and_by_abstract_name() {
         let directory = tempfile::tempdir().unwrap();
@@ -162,9 +199,10 @@ mod tests {
         for (socket, name) in sockets {
             for (notice, text) in [
                 (Notice::Ready, "READY=1\n"),
+                (Notice::Status("a\nb".to_owned()), "STATUS=a b\n"),
                 (Notice::Stopping, "STOPPING=1\n"),
             ] {
-                send(&name, notice).unwrap();
+                send(&name, &notice).unwrap();
                 let mut buffer = [0; 64];
                 let length = socket.recv(&mut buffer).unwrap();
                 assert_eq!(&buffer[..length], text.as_bytes());

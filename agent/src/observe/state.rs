@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use crate::compile::{IpBlockMode, UnknownPod};
 use crate::model::{Kind, Text};
 use crate::problem::Problem;
-use crate::reconcile;
+use crate::reconcile::{self, DriftState};
 use crate::source::Rejected;
 
 use super::flows::FlowHub;
@@ -183,7 +183,7 @@ impl FlowState {
 pub struct Summary {
     /// `--node-name`.
     pub node: Text,
-    /// What the agent still waits for before it is ready; empty once it is.
+    /// What the agent waits for before it is ready, or ready again; empty while it is.
     pub waiting_for: Vec<String>,
     /// When the agent started.
     pub started: SystemTime,
@@ -207,6 +207,8 @@ pub struct Summary {
     pub maps: Vec<MapUse>,
     /// The datapath's counters.
     pub counters: CounterState,
+    /// What the checks of what is there found.
+    pub drift: DriftState,
     /// The tables of flows.
     pub flows: FlowState,
 }

@@ -61,6 +61,7 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
             planner.settle(released, free);
         }
     }
+    planner.cramped = planner.staged && planner.problems.values().any(|p| p.limit.is_some());
     applied.problems = planner.problems.values().cloned().collect();
     applied
 }
@@ -90,7 +91,7 @@ impl Run<'_> {
             }
             self.planner.accepted(write);
             self.applied.writes += 1;
-            self.applied.freed |= removes(write);
+            self.applied.freed |= write.deletes();
         }
     }
 
@@ -135,20 +136,9 @@ fn problem(object: &str, error: &DatapathError) -> Problem {
             }),
             ..Problem::new(object, error.to_string())
         },
-        DatapathError::Kernel { .. } => Problem::new(
+        DatapathError::NoMemory { .. } | DatapathError::Kernel { .. } => Problem::new(
             object,
             format!("{error}; what was in force stays in force, and this is tried again"),
         ),
     }
-}
-
-const fn removes(write: &Write) -> bool {
-    matches!(
-        write,
-        Write::Service(_, None)
-            | Write::Address(_, None)
-            | Write::Prefix(_, None)
-            | Write::Rule(_, None)
-            | Write::Link(_, None)
-    )
 }

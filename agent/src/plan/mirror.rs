@@ -162,6 +162,17 @@ impl Mirror {
         i64::try_from(members).unwrap_or(i64::MAX)
     }
 
+    /// The first group number behind all that anything has or speaks of.
+    pub(super) fn staged(&self) -> u32 {
+        let spoken = self
+            .speaks
+            .keys()
+            .next_back()
+            .map_or(0, |(group, _)| *group);
+        let had = self.members.keys().next_back().copied().unwrap_or(0);
+        spoken.max(had).saturating_add(1)
+    }
+
     /// Sets that have rules for a group which do not allow.
     pub(super) fn sets_against(&self, group: u32) -> impl Iterator<Item = u32> + '_ {
         let all = (group, 0)..=(group, u32::MAX);

@@ -25,6 +25,8 @@ impl Planner {
             pending_rules: BTreeSet::new(),
             departed: super::epochs::Departed::default(),
             problems: BTreeMap::new(),
+            staged: false,
+            cramped: false,
         };
         let plan = planner.plan_dirty(dirty);
         (planner, plan)

@@ -20,6 +20,8 @@ struct Phases {
     pools: Vec<Transaction>,
     frontends: Vec<Transaction>,
     frontends_moved: Vec<Transaction>,
+    /// Peers that pass through a stage: before the words of identities that they leave.
+    staged: Vec<Transaction>,
     /// Who addresses are: rules that say something else, groups, prefixes, addresses, links.
     peers: Vec<Transaction>,
     /// What pods are told, once it is said who everybody is: a new set need not know a group that is gone.
@@ -31,6 +33,8 @@ struct Phases {
     /// Frontends of addresses that are gone.
     unrouted: Vec<Transaction>,
     collect: Vec<Transaction>,
+    /// Rules that go: after the words of identities that had the group, which may fail.
+    unsaid: Vec<Transaction>,
 }
 
 pub(super) struct Builder<'a> {
@@ -104,14 +108,17 @@ impl<'a> Builder<'a> {
             let epochs = std::mem::take(&mut phases.epochs);
             phases.prepare.splice(..0, epochs);
         }
-        plan.grace |=
-            !phases.removed.is_empty() || !phases.unrouted.is_empty() || !phases.collect.is_empty();
+        plan.grace |= !phases.removed.is_empty()
+            || !phases.unrouted.is_empty()
+            || !phases.collect.is_empty()
+            || !phases.unsaid.is_empty();
         plan.transactions = [
             phases.prepare,
             phases.frontends_first,
             phases.pools,
             phases.frontends,
             phases.frontends_moved,
+            phases.staged,
             phases.peers,
             phases.sets,
             phases.entered,
@@ -122,6 +129,7 @@ impl<'a> Builder<'a> {
         .flatten()
         .collect();
         phases.unrouted.append(&mut phases.collect);
+        phases.unrouted.append(&mut phases.unsaid);
         plan.collect = phases.unrouted;
         plan
     }

@@ -1,5 +1,10 @@
 //! Random histories through the plan into maps in memory, looked at after every single write, also by readers that are slow.
 
+mod answers;
+mod crash;
+mod epochs;
+mod faults;
 mod policy;
 mod readers;
+mod scene;
 mod services;

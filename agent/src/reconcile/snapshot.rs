@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_common::limits;
 
+use super::drift::DriftState;
 use crate::compile::RuleName;
 use crate::datapath::Contents;
 use crate::desired::Desired;
@@ -46,6 +47,8 @@ pub struct LastApply {
     pub took: Duration,
     /// Map writes.
     pub writes: u64,
+    /// Nothing was refused for want of room or by the kernel.
+    pub whole: bool,
 }
 
 /// The small picture, published after each apply.
@@ -69,6 +72,8 @@ pub struct Snapshot {
     pub counts: Counts,
     /// None before the first.
     pub last_apply: Option<LastApply>,
+    /// What checks found.
+    pub drift: DriftState,
 }
 
 /// The whole picture, copied on request.

@@ -28,6 +28,8 @@ impl Compile for ServicesOnly {
         compiled
     }
 
+    fn hold(&mut self, _hold: bool) {}
+
     fn adopt(&mut self, _contents: &Contents) {}
 
     fn rules(&self) -> BTreeMap<u32, RuleName> {
@@ -125,6 +127,108 @@ async fn nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again
         let state = handle.state().await.unwrap();
         let keys: Vec<_> = state.contents.services.keys().copied().collect();
         assert_eq!(keys, [key(1)]);
+        drop(events);
+    };
+    let (ended, ()) = tokio::join!(running, test);
+    ended.unwrap();
+}
+
+/// What the log says, for a test to read.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_finds_no_room_is_named_with_its_limit_and_applied_when_there_is_some() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let capacities = Capacities {
+        services: 1,
+        ..Capacities::default()
+    };
+    let datapath = Memory::with(Contents::default(), capacities);
+    let (reconciler, mut handle) = Reconciler::new(
+        Box::new(ServicesOnly(Services::default())),
+        Box::new(datapath),
+        &[Kind::Service],
+        Box::new(Nowhere),
+        intern("n0"),
+    );
+    let (events, received) = mpsc::channel(16);
+    let (_local, local) = watch::channel(Some(Arc::new(Local::default())));
+    let running = reconciler.run(received, local);
+    let test = async move {
+        events.send(Event::Upsert(service(1))).await.unwrap();
+        events.send(Event::Synced(Kind::Service)).await.unwrap();
+        handle.ready.wait_for(|ready| *ready).await.unwrap();
+        events.send(Event::Upsert(service(2))).await.unwrap();
+        let snapshots = &mut handle.snapshots;
+        let crowded = snapshots
+            .wait_for(|s| !s.problems.is_empty())
+            .await
+            .unwrap()
+            .clone();
+        let [problem] = crowded.problems.as_slice() else {
+            panic!("{:?}", crowded.problems);
+        };
+        assert_eq!(problem.object, "Service d/s2");
+        let limit = problem.limit.unwrap();
+        assert_eq!((limit.map, limit.capacity), ("services", 1));
+        assert!(!crowded.last_apply.as_ref().unwrap().whole);
+        // It is tried again and again, and said once.
+        let applies = crowded.counts.applies;
+        snapshots
+            .wait_for(|s| s.counts.applies > applies + 1)
+            .await
+            .unwrap();
+        let said = log.text();
+        let said: Vec<_> = said.lines().filter(|l| l.contains("WARN")).collect();
+        let [line] = said.as_slice() else {
+            panic!("{said:?}");
+        };
+        for part in ["Service d/s2", "map=\"services\"", "capacity=1"] {
+            assert!(line.contains(part), "{line}");
+        }
+        let state = handle.state().await.unwrap();
+        assert_eq!(
+            state.contents.services.keys().collect::<Vec<_>>(),
+            [&key(1)]
+        );
+        // Nobody asks for the second again.
+        let id = service(1).id();
+        events.send(Event::Delete(id)).await.unwrap();
+        handle
+            .snapshots
+            .wait_for(|s| s.problems.is_empty())
+            .await
+            .unwrap();
+        let state = handle.state().await.unwrap();
+        assert_eq!(
+            state.contents.services.keys().collect::<Vec<_>>(),
+            [&key(2)]
+        );
+        assert!(log.text().contains("is in force as asked again"));
         drop(events);
     };
     let (ended, ()) = tokio::join!(running, test);

@@ -5,88 +5,39 @@
 //! `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` to the API server's own address, because the agent must never
 //! need its own datapath to start.
 
+mod access;
+mod client;
 mod follow;
 mod known;
 mod trouble;
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures::future::{BoxFuture, join_all};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::Client;
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 
+use self::access::Access;
+pub use self::access::ClientError;
 use self::follow::follow;
 use super::{Events, Source};
 use crate::model::Kind;
 
-/// Why there is no client for the API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The kubeconfig cannot be read or used.
-    #[error(
-        "kubeconfig {path}: {source}; check the file, its current-context and the files it names"
-    )]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// Why.
-        source: Box<kube::config::KubeconfigError>,
-    },
-    /// No kubeconfig was given, and this is no pod with a service account.
-    #[error(
-        "no API server: {source}; give --kubeconfig FILE, or run as a pod with a service account (KUBERNETES_SERVICE_HOST and its token)"
-    )]
-    InCluster {
-        /// Why.
-        source: Box<kube::config::InClusterError>,
-    },
-    /// What the configuration says cannot be used (a certificate, a key, a proxy).
-    #[error(
-        "the API server's client cannot be set up: {source}; check the certificates and credentials of the kubeconfig"
-    )]
-    Client {
-        /// Why.
-        source: Box<kube::Error>,
-    },
-}
-
-/// A client: from a kubeconfig file and its current context, or in the cluster from the pod's service account.
-///
-/// # Errors
-/// The configuration is missing or unusable. Whether a server answers shows only when the source runs.
-pub async fn client_from(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let wrap = |source| ClientError::Kubeconfig {
-                path: path.display().to_string(),
-                source: Box::new(source),
-            };
-            let file = Kubeconfig::read_from(path).map_err(wrap)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(wrap)?
-        }
-        None => Config::incluster_env().map_err(|source| ClientError::InCluster {
-            source: Box::new(source),
-        })?,
-    };
-    Client::try_from(config).map_err(|source| ClientError::Client {
-        source: Box::new(source),
-    })
-}
-
 /// The API server.
 pub struct KubeSource {
-    client: Client,
+    access: Arc<Access>,
 }
 
 impl KubeSource {
-    /// A source of everything that a client can see.
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    /// A source of everything that may be seen with a kubeconfig's current context, or in the cluster with the pod's service account.
+    ///
+    /// # Errors
+    /// The configuration is missing or unusable. Whether a server answers shows only when the source runs.
+    pub async fn open(kubeconfig: Option<PathBuf>) -> Result<Self, ClientError> {
+        let access = Arc::new(Access::open(kubeconfig).await?);
+        Ok(Self { access })
     }
 }
 
@@ -101,14 +52,14 @@ impl Source for KubeSource {
 
     fn run(self: Box<Self>, events: Events) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let client = || self.client.clone();
+            let access = || Arc::clone(&self.access);
             let kinds: [BoxFuture<'_, ()>; Kind::ALL.len()] = [
-                Box::pin(follow::<Namespace>(client(), events.clone())),
-                Box::pin(follow::<Node>(client(), events.clone())),
-                Box::pin(follow::<Pod>(client(), events.clone())),
-                Box::pin(follow::<Service>(client(), events.clone())),
-                Box::pin(follow::<EndpointSlice>(client(), events.clone())),
-                Box::pin(follow::<NetworkPolicy>(client(), events.clone())),
+                Box::pin(follow::<Namespace>(access(), events.clone())),
+                Box::pin(follow::<Node>(access(), events.clone())),
+                Box::pin(follow::<Pod>(access(), events.clone())),
+                Box::pin(follow::<Service>(access(), events.clone())),
+                Box::pin(follow::<EndpointSlice>(access(), events.clone())),
+                Box::pin(follow::<NetworkPolicy>(access(), events.clone())),
             ];
             tokio::select! {
                 () = events.closed() => {}

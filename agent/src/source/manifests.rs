@@ -7,6 +7,9 @@
 //!   a failed source: everything stays in force, and nothing is taken in until it is mended.
 //! * A broken document or object changes nothing that its file gave before. Of an object that stands in several files the
 //!   first in path order counts.
+//! * Where something vanishes, what replaces it is waited for a little: a directory that is removed file by file is missing, not
+//!   emptied, and an object that moves to another file is never gone.
+//! * An empty file, and one that was written when its file system was full, is a broken one.
 //! * A file has at most 32 MiB.
 
 mod document;
@@ -27,9 +30,10 @@ use std::time::{Duration, SystemTime};
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use inotify::{Inotify, Watches};
+use tokio::time::{Instant, sleep, sleep_until};
 
 pub use self::documents::Documents;
-use self::tree::{RawEvent, Work};
+use self::tree::RawEvent;
 use self::worker::Worker;
 use super::{Event, Events, Source};
 use crate::model::Kind;
@@ -37,6 +41,11 @@ use crate::model::Kind;
 /// Between two looks at a directory that has failed. Most mends are seen at once, as inotify events; a file system that is
 /// mounted, or the target of a symlink that is made again, is not.
 const RETRY: Duration = Duration::from_secs(1);
+/// Where something vanished, so long nothing more must happen before it counts: `rm -r`, a version control system's checkout and kubelet's
+/// writer (which flips `..data` before it makes the symlinks of new files) have microseconds to a few milliseconds between their steps.
+const SETTLE: Duration = Duration::from_millis(50);
+/// It counts after so long in any case: a directory in which something always happens is not held back.
+const SETTLE_MOST: Duration = Duration::from_millis(250);
 /// Bytes of the buffer for events: some hundred of them.
 const BUFFER: usize = 16_384;
 /// Events that are looked at together, if so many are there: the kernel's own queue has 16,384 (`max_queued_events`).
@@ -131,7 +140,7 @@ impl Told {
     async fn retry(&self) -> Result<(), Closed> {
         tokio::select! {
             () = self.events.closed() => Err(Closed),
-            () = tokio::time::sleep(RETRY) => Ok(()),
+            () = sleep(RETRY) => Ok(()),
         }
     }
 }
@@ -150,42 +159,60 @@ async fn run(root: PathBuf, told: &mut Told) -> Result<(), Closed> {
         }
     };
     let worker = Arc::new(Mutex::new(Worker::new(root, watches)));
-    let mut events = None;
+    let mut input = Input::Look;
+    // Since when something is not over.
+    let mut unsettled: Option<Instant> = None;
     loop {
-        let work = match events.take() {
-            None => Input::Everything,
-            Some(events) => Input::Events(events),
-        };
         let worker = Arc::clone(&worker);
         let done = tokio::task::spawn_blocking(move || {
             let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
-            worker.work(work)
+            worker.work(input)
         });
-        match done.await {
-            Ok(Ok(events)) => told.good(events).await?,
-            Ok(Err(reason)) => told.bad(reason).await?,
+        let settled = match done.await {
+            Ok(Ok(Some(events))) => {
+                told.good(events).await?;
+                true
+            }
+            Ok(Ok(None)) => false,
+            Ok(Err(reason)) => {
+                told.bad(reason).await?;
+                true
+            }
             Err(error) => {
                 told.bad(format!(
                     "reading the manifests failed inside Sluice: {error}"
                 ))
-                .await?
+                .await?;
+                true
             }
+        };
+        let now = Instant::now();
+        unsettled = (!settled).then(|| unsettled.unwrap_or(now));
+        let look = unsettled.map(|since| (now + SETTLE).min(since + SETTLE_MOST));
+        if look.is_some_and(|at| at <= now) {
+            input = Input::Look;
+            continue;
         }
         let failed = told.failed.is_some();
-        tokio::select! {
+        input = tokio::select! {
             () = told.events.closed() => return Err(Closed),
             batch = batches.next() => match batch {
-                Some(Ok(batch)) => events = Some(batch),
+                Some(Ok(batch)) => Input::Events(batch),
                 // Then nothing is known of what happened: look at everything, after a while.
                 Some(Err(error)) => {
                     told.bad(format!("inotify: {error}")).await?;
                     told.retry().await?;
+                    Input::Everything
                 }
                 // A stream of the kernel's events has no end.
-                None => told.retry().await?,
+                None => {
+                    told.retry().await?;
+                    Input::Everything
+                }
             },
-            () = tokio::time::sleep(RETRY), if failed => {}
-        }
+            () = sleep_until(look.unwrap_or(now)), if look.is_some() => Input::Look,
+            () = sleep(RETRY), if failed && look.is_none() => Input::Everything,
+        };
     }
 }
 
@@ -193,14 +220,23 @@ async fn run(root: PathBuf, told: &mut Told) -> Result<(), Closed> {
 enum Input {
     Everything,
     Events(Vec<RawEvent>),
+    /// What it was given before is over.
+    Look,
 }
 
 impl Worker {
-    fn work(&mut self, input: Input) -> Result<Vec<Event>, String> {
+    /// None where more is to be waited for.
+    fn work(&mut self, input: Input) -> Result<Option<Vec<Event>>, String> {
         match input {
-            Input::Everything => self.look(Work::everything()),
-            Input::Events(events) => self.take(&events),
+            Input::Everything => self.doubt(),
+            Input::Events(events) => {
+                if self.take(&events) {
+                    return Ok(None);
+                }
+            }
+            Input::Look => {}
         }
+        self.look().map(Some)
     }
 }
 

@@ -20,10 +20,18 @@ use super::{bpffs, program};
 const BINARY_VARIABLE: &str = "SLUICE_BIN";
 /// How long an agent may take from its start to `READY=1`.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// Names how many times longer an agent may take to start: in an emulated machine the verifier alone takes most of a minute.
+const PATIENCE_VARIABLE: &str = "SLUICE_LAB_PATIENCE";
 /// How long an agent may take from SIGTERM to its end.
 const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
 /// Lines of the agent's log that an error quotes.
 const LOG_TAIL: usize = 30;
+
+/// [`READY_DEADLINE`], as often as the machine needs it.
+fn ready_deadline() -> Duration {
+    let times = std::env::var(PATIENCE_VARIABLE).ok();
+    READY_DEADLINE * times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
 
 /// Where an agent's objects come from.
 #[derive(Debug, Clone)]
@@ -127,7 +135,7 @@ impl Agent {
     /// There is no binary, or the agent ended or was not ready in time: the error quotes its log.
     pub fn start(node: &Node, plan: AgentPlan) -> Result<Self> {
         let mut agent = Self::launch(node, plan)?;
-        agent.wait_ready(READY_DEADLINE)?;
+        agent.wait_ready(ready_deadline())?;
         Ok(agent)
     }
 
@@ -237,7 +245,7 @@ impl Agent {
         self.notify = Notify::bind(self.notify.path())?;
         self.process = spawn(&plan, &self.netns, &self.notify, &self.log)?;
         self.plan = plan;
-        self.wait_ready(READY_DEADLINE)
+        self.wait_ready(ready_deadline())
     }
 
     /// Runs `sluice --socket PATH ARGS -o json` and answers what it printed.
@@ -281,6 +289,15 @@ fn spawn(plan: &AgentPlan, netns: &Netns, notify: &Notify, log: &Path) -> Result
     let file = file.with_context(|| format!("opening the agent's log {}", log.display()))?;
     // Not in the node's cgroup: that one is for the processes whose connections the agent serves.
     Process::spawn(plan.command(notify.path(), file)?, netns, None)
+}
+
+/// A `sluice` whose maps have the next layout (feature `layout-next`): `SLUICE_NEXT_BIN`, or the one that `cargo xtask test lab` built.
+///
+/// # Errors
+/// There is none.
+pub fn next_binary() -> Result<PathBuf> {
+    program::find("sluice-next", "SLUICE_NEXT_BIN")
+        .context("build it with `cargo build --package sluice --features layout-next`")
 }
 
 /// The `sluice` binary: `SLUICE_BIN`, or the one of this build.

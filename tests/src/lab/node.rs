@@ -131,7 +131,7 @@ impl Node {
             cgroup,
             next_pod: AtomicU8::new(FIRST_POD),
         };
-        let port = format!("port{index}");
+        let port = node.wire_port();
         node.netns.ip(&format!(
             "link add {up} mtu {mtu} type veth peer name {port} mtu {mtu} netns {wire}\n\
              addr add {}/{PREFIX_V4} dev {up}\n\
@@ -167,6 +167,11 @@ impl Node {
     /// The node's namespace; the agent and host processes run here.
     pub fn netns(&self) -> &Arc<Netns> {
         &self.netns
+    }
+
+    /// The wire's end of the uplink, in [`Wire::netns`]: setting it down takes the uplink's carrier away.
+    pub fn wire_port(&self) -> String {
+        format!("port{}", self.index)
     }
 
     /// The cgroup2 of this node's own processes, for the agent's `--cgroup`.
@@ -257,9 +262,19 @@ impl Node {
                 name: spec.name,
                 ipv4,
                 ipv6,
+                ifindex: spec.ifindex,
             });
         }
         pod::create(&self.lab, self, plans)
+    }
+
+    /// The next addresses of the node's ranges that were never used, for a [`PodSpec`] that is to have them.
+    ///
+    /// # Errors
+    /// The range is used up.
+    pub fn spare_addresses(&self) -> Result<(Ipv4Addr, Ipv6Addr)> {
+        let last = self.take_address()?;
+        Ok((self.pod_ipv4(last), self.pod_ipv6(last)))
     }
 
     fn take_address(&self) -> Result<u8> {

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use agent_common::{
     Counter, Flow, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple,
-    Verdict, drop_index, hook, limits::LAYOUT, pod_flag,
+    Verdict, drop_index,
+    gate::{GateWord, SIDE_SLOTS, slot},
+    hook,
+    limits::LAYOUT,
+    pod_flag,
 };
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
@@ -14,25 +18,58 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 /// The maps under a pin root.
 #[derive(Debug, Clone)]
 pub struct Pinned {
-    maps: PathBuf,
+    root: PathBuf,
+}
+
+fn open(path: &Path) -> Result<MapData> {
+    MapData::from_pin(path).with_context(|| format!("opening the map {}", path.display()))
 }
 
 impl Pinned {
     /// The maps under `--pin-root`.
     pub fn new(pin_root: &Path) -> Self {
         Self {
-            maps: pin_root.join(format!("v{LAYOUT}")).join("maps"),
+            root: pin_root.to_owned(),
         }
     }
 
-    /// Where a map is pinned, for `bpftool map dump pinned`.
+    /// Where a map of the layout in force is pinned, for `bpftool map dump pinned`.
     pub fn path(&self, map: &str) -> PathBuf {
-        self.maps.join(map)
+        let in_force = self.in_force().map_or(0, GateWord::layout);
+        let layout = if in_force == 0 { LAYOUT } else { in_force };
+        self.root.join(format!("v{layout}")).join("maps").join(map)
     }
 
     fn open(&self, map: &str) -> Result<MapData> {
-        let path = self.path(map);
-        MapData::from_pin(&path).with_context(|| format!("opening the map {}", path.display()))
+        open(&self.path(map))
+    }
+
+    /// What the gate says is in force.
+    ///
+    /// # Errors
+    /// There is no gate.
+    pub fn in_force(&self) -> Result<GateWord> {
+        let word = self.root.join("hooks/maps/gate_word");
+        let word: Array<_, u64> = Array::try_from(Map::Array(open(&word)?))?;
+        Ok(GateWord(word.get(&0, 0)?))
+    }
+
+    /// The numbers of the TC programs on the gate's side that is in force, and of those on the other.
+    ///
+    /// # Errors
+    /// There is no gate.
+    pub fn gate_programs(&self) -> Result<[Vec<u32>; 2]> {
+        let word = self.in_force()?;
+        // To userspace an element of a program array is the program's number.
+        let gate = open(&self.root.join("hooks/maps/gate"))?;
+        let gate: Array<_, u32> = Array::try_from(Map::Array(gate))?;
+        let side = |side| {
+            let hooks = 0..SIDE_SLOTS;
+            hooks
+                .filter_map(|hook| gate.get(&slot(side, hook), 0).ok())
+                .collect()
+        };
+        Ok([side(word.side()), side(word.other())])
     }
 
     /// Packets dropped for a reason so far, at all hooks.

@@ -51,6 +51,8 @@ pub struct PodSpec {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address, or the node's next.
     pub ipv6: Option<Ipv6Addr>,
+    /// The index of its link on the node, or the kernel's next.
+    pub ifindex: Option<u32>,
 }
 
 impl PodSpec {
@@ -61,6 +63,7 @@ impl PodSpec {
             name: name.to_owned(),
             ipv4: None,
             ipv6: None,
+            ifindex: None,
         }
     }
 
@@ -79,6 +82,15 @@ impl PodSpec {
     }
 }
 
+impl PodSpec {
+    /// The same with this index of the link on the node, which must be free: what a pod made again may get by chance.
+    #[must_use]
+    pub fn with_ifindex(mut self, ifindex: u32) -> Self {
+        self.ifindex = Some(ifindex);
+        self
+    }
+}
+
 /// A spec with its addresses settled.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -86,6 +98,7 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Ipv6Addr,
+    pub(crate) ifindex: Option<u32>,
 }
 
 /// A pod of the lab. When the handle and all that runs in its namespace are gone, the kernel removes its link some time
@@ -138,6 +151,17 @@ impl Pod {
             .at(self.ipv4, self.ipv6)
     }
 
+    /// The index of its link on the node.
+    ///
+    /// # Errors
+    /// The link is gone.
+    pub fn ifindex(&self) -> Result<u32> {
+        let index = self
+            .node_netns
+            .run(|| nix::net::if_::if_nametoindex(self.device.as_str()))?;
+        index.with_context(|| format!("the index of {}", self.device))
+    }
+
     /// Sets the host side down, as a CNI or an operator might; the kernel drops the host routes with it.
     ///
     /// # Errors
@@ -179,9 +203,13 @@ pub(crate) fn create(lab: &LabId, node: &Node, plans: Vec<Plan>) -> Result<Vec<P
     for (plan, netns) in plans.into_iter().zip(namespaces) {
         netns.sysctl(POD_SYSCTLS)?;
         let device = device_name(&plan.namespace, &plan.name);
+        let index = plan
+            .ifindex
+            .map(|index| format!("index {index} "))
+            .unwrap_or_default();
         writeln!(
             links,
-            "link add {device} address {HOST_MAC} type veth peer name {} netns {}\nlink set {device} up",
+            "link add {device} {index}address {HOST_MAC} type veth peer name {} netns {}\nlink set {device} up",
             Pod::DEVICE,
             netns.name()
         )?;
@@ -190,6 +218,7 @@ pub(crate) fn create(lab: &LabId, node: &Node, plans: Vec<Plan>) -> Result<Vec<P
             name,
             ipv4,
             ipv6,
+            ..
         } = plan;
         let (node_name, node_netns) = (node.name.clone(), Arc::clone(node.netns()));
         let (uid, created) = (fresh_uid(), Timestamp::now().strftime("%FT%TZ").to_string());

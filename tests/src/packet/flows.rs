@@ -1,6 +1,7 @@
 //! Conntrack, before and after.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use agent_common::{Flow, Tuple, clock};
 use nix::time::{ClockId, clock_gettime};
@@ -30,6 +31,14 @@ pub fn now_ns() -> u64 {
 /// The programs' clock now, in ticks.
 pub fn now() -> u32 {
     clock::tick(now_ns())
+}
+
+/// As many tries as fit into half a minute: for what must happen between two ticks of the clock, which a slow machine reaches now
+/// and then only.
+pub fn attempts() -> impl Iterator<Item = ()> {
+    const TIME: Duration = Duration::from_secs(30);
+    let end = Instant::now() + TIME;
+    std::iter::repeat(()).take_while(move |()| Instant::now() < end)
 }
 
 impl World {

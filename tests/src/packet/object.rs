@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use agent_common::hook;
+use agent_common::{gate, hook};
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
@@ -79,33 +79,63 @@ pub fn open(set_retval: bool) -> Result<Ebpf> {
     loader.load(bytes()?).context("loading the eBPF object")
 }
 
-/// Loads the TC programs and fills the program array, which the caller keeps: with its last descriptor the kernel empties it.
+/// The program arrays.
+pub struct Arrays {
+    programs: ProgramArray<MapData>,
+    gate: ProgramArray<MapData>,
+}
+
+impl Arrays {
+    /// Empties a slot; a hook's also in the gate.
+    ///
+    /// # Errors
+    /// It was empty.
+    pub fn clear(&mut self, slot: u32) -> Result<()> {
+        self.programs.clear_index(&slot)?;
+        if slot < hook::HOOKS {
+            self.gate.clear_index(&gate::slot(0, slot))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads the TC programs and fills the program arrays, which the caller keeps: with its last descriptor the kernel empties one.
 ///
 /// # Errors
 /// The verifier refuses a program; the message ends with its last lines.
-pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
+pub fn load_classifiers(ebpf: &mut Ebpf) -> Result<Arrays> {
     for name in PROGRAMS.iter().map(|(_, name)| *name).chain(STUBS) {
         load_program(ebpf, name)?;
     }
     let array = ebpf
         .take_map("programs")
         .context("no map `programs` in the object")?;
-    let mut array = ProgramArray::try_from(array)?;
-    fill(ebpf, &mut array)?;
-    Ok(array)
+    let array = ProgramArray::try_from(array)?;
+    let gate = ebpf
+        .take_map("gate")
+        .context("no map `gate` in the object")?;
+    let mut arrays = Arrays {
+        programs: array,
+        gate: ProgramArray::try_from(gate)?,
+    };
+    fill(ebpf, &mut arrays)?;
+    Ok(arrays)
 }
 
-/// Fills the program array.
+/// Fills the program arrays; of the gate the first side, which is in force where nobody has stored its word.
 ///
 /// # Errors
 /// A program was not loaded, or the kernel refuses the write.
-pub fn fill(ebpf: &Ebpf, array: &mut ProgramArray<MapData>) -> Result<()> {
+pub fn fill(ebpf: &Ebpf, arrays: &mut Arrays) -> Result<()> {
     for (slot, name) in PROGRAMS {
         let program = ebpf
             .program(name)
             .with_context(|| format!("no program `{name}` in the object"))?;
         let program: &SchedClassifier = program.try_into()?;
-        array.set(*slot, program.fd()?, 0)?;
+        arrays.programs.set(*slot, program.fd()?, 0)?;
+        if *slot < hook::HOOKS {
+            arrays.gate.set(gate::slot(0, *slot), program.fd()?, 0)?;
+        }
     }
     Ok(())
 }

@@ -7,13 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, GroupEntry, Head,
     LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Share,
-    Slot, Tuple, Verdict, address_kind, backend_state, limits, pod_flag,
+    Slot, Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray, RingBuf,
-};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 
 use super::address::Family;
@@ -71,7 +69,7 @@ pub struct World {
     /// The family of the row's addresses.
     pub family: Family,
     pub(super) ebpf: Ebpf,
-    pub(super) programs: ProgramArray<MapData>,
+    pub(super) programs: object::Arrays,
     pub(super) links: &'static [u32],
     pub(super) conntrack: HashMap<MapData, Tuple, Flow>,
     pub(super) unreplied: HashMap<MapData, Tuple, Flow>,
@@ -90,6 +88,7 @@ pub struct World {
     slots: Array<MapData, Slot>,
     backends: Array<MapData, Backend>,
     config: Array<MapData, Config>,
+    gate_word: Array<MapData, u64>,
     /// Whether each run takes the events out of the ring.
     pub(super) reading: bool,
     next_pool: u32,
@@ -149,6 +148,7 @@ impl World {
             slots: Array::try_from(take(&mut ebpf, "slots")?)?,
             backends: Array::try_from(take(&mut ebpf, "backends")?)?,
             config: Array::try_from(take(&mut ebpf, "config")?)?,
+            gate_word: Array::try_from(take(&mut ebpf, "gate_word")?)?,
             ebpf,
             reading: true,
             next_pool: 0,
@@ -179,6 +179,7 @@ impl World {
         zero(&mut self.slots)?;
         zero(&mut self.backends)?;
         zero(&mut self.config)?;
+        zero(&mut self.gate_word)?;
         self.refill(Budget::default())?;
         object::fill(&self.ebpf, &mut self.programs)?;
         self.tell()?;
@@ -405,9 +406,15 @@ impl World {
         Ok(())
     }
 
+    /// Flows move to the maps of `layout` from another's.
+    pub fn moving(&mut self, layout: u32) {
+        let word = GateWord::default().flipped(limits::LAYOUT - 1);
+        self.must(|w| Ok(w.gate_word.set(0, word.flipped(layout).0, 0)?));
+    }
+
     /// Empties a slot of the program array.
     pub fn unload(&mut self, slot: u32) {
-        self.must(|w| Ok(w.programs.clear_index(&slot)?));
+        self.must(|w| w.programs.clear(slot));
     }
 
     pub(super) fn uplink(&self) -> u32 {

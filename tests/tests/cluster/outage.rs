@@ -22,7 +22,7 @@ use crate::changes::relabel;
 use crate::world::{ELSEWHERE, PORT, World, rbac, service};
 
 /// Kinds that the agent follows.
-const KINDS: usize = 6;
+pub(crate) const KINDS: usize = 6;
 /// Slices, besides all others: more than a page of the agent's lists, which is 500.
 const MANY: u64 = 600;
 /// Requests that make them at a time.
@@ -294,7 +294,7 @@ fn slices_seen(status: &Value) -> u64 {
 }
 
 /// The sources that are lost.
-fn stale(status: &Value) -> Vec<Value> {
+pub(crate) fn stale(status: &Value) -> Vec<Value> {
     let sources = status["sources"].as_array().cloned().unwrap_or_default();
     sources
         .into_iter()

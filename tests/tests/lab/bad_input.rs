@@ -1,18 +1,12 @@
 //! What a careless person may write: each is rejected alone and visibly, and nothing that is in force is lost.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use agent_common::Reason;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::lab::Lab;
-use tests::lab::agent::{Agent, AgentPlan, Source, sluice_binary};
-use tests::lab::manifests::{self, ManifestDir};
+use tests::lab::manifests;
 
 use crate::policies::on;
 use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, service, slices, vip};
@@ -22,8 +16,6 @@ use crate::services::{BACKENDS, WEB, ready, service_probes, web};
 const MANY: usize = 70_000;
 /// Endpoints of one slice: what the controller puts into one (`--max-endpoints-per-slice`, at most 1,000).
 const PER_SLICE: usize = 1_000;
-/// How long an agent that cannot start may take to say so.
-const REFUSAL: Duration = Duration::from_secs(20);
 
 /// Where `sluice status -o json` tells of what.
 const REJECTED: &str = "rejected";
@@ -261,68 +253,4 @@ fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> R
     )?;
     scene.remove([&crowd])?;
     scene.assert_answered_by_any(&service_probes(&scene, WEB, SERVICE)?)
-}
-
-/// The agent must end by itself, with an error, and its last line must say all of `words`.
-fn assert_refuses(
-    lab: &Lab,
-    name: &str,
-    change: impl FnOnce(&mut AgentPlan),
-    words: &[&str],
-) -> Result<()> {
-    let node = lab.node(name)?;
-    let dir = ManifestDir::create(lab.dir(), &format!("manifests-{name}"))?;
-    let mut plan = AgentPlan::new(&node, Source::Manifests(dir.path().to_owned()))?;
-    change(&mut plan);
-    let mut agent = Agent::launch(&node, plan)?;
-    let status = agent.process().wait(REFUSAL)?;
-    let status = status.with_context(|| format!("{name}: still running\n{}", agent.log_tail()))?;
-    ensure!(!status.success(), "{name}: ended with success");
-    ensure_one_clear_line(&agent.log(), words).with_context(|| name.to_owned())
-}
-
-fn ensure_one_clear_line(log: &str, words: &[&str]) -> Result<()> {
-    let last = log.trim_end().lines().last().unwrap_or_default();
-    ensure!(
-        words.iter().all(|word| last.contains(word))
-            && !log.contains("panicked")
-            && !log.contains("Caused by"),
-        "one line that says {words:?} is wanted, not:\n{log}"
-    );
-    Ok(())
-}
-
-#[test]
-fn an_agent_that_cannot_work_here_says_why_in_one_line() -> Result<()> {
-    let lab = Lab::new("lab")?;
-    let elsewhere = lab.dir().join("no-bpffs");
-    assert_refuses(&lab, "pins", |plan| plan.pin_root = elsewhere, &["BPF"])?;
-    let no_cgroup = lab.dir().to_owned();
-    assert_refuses(&lab, "cgroup", |plan| plan.cgroup = no_cgroup, &["cgroup"])?;
-    let missing = Path::new("/sys/fs/cgroup/no-such-cgroup").to_owned();
-    assert_refuses(&lab, "absent", |plan| plan.cgroup = missing, &["cgroup"])?;
-
-    // Not root: from a copy that everybody may read, in a namespace of the lab.
-    const NOBODY: u32 = 65_534;
-    let node = lab.node("user")?;
-    let binary = lab.dir().join("sluice");
-    fs::copy(sluice_binary()?, &binary).context("copying the agent")?;
-    let output = node.netns().run(|| {
-        Command::new(&binary)
-            .args(["agent", "--node-name", "user", "--manifests", "/"])
-            .uid(NOBODY)
-            .gid(NOBODY)
-            .output()
-    })??;
-    ensure!(!output.status.success());
-    ensure_one_clear_line(&String::from_utf8_lossy(&output.stderr), &["root"])?;
-
-    // The CLI without an agent.
-    let output = Command::new(sluice_binary()?)
-        .arg("--socket")
-        .arg(lab.dir().join("nobody.sock"))
-        .arg("status")
-        .output()?;
-    ensure!(!output.status.success());
-    ensure_one_clear_line(&String::from_utf8_lossy(&output.stderr), &["nobody.sock"])
 }

@@ -15,7 +15,7 @@ use crate::services::{BACKENDS, WEB, assert_host, assert_spread, ready, service_
 const CLSACT: &[&str] = &["--attach=clsact"];
 
 /// Filters by device and direction: the program's id of each.
-fn filters(scene: &Scene) -> Result<BTreeMap<(String, &'static str), Vec<u64>>> {
+pub(crate) fn filters(scene: &Scene) -> Result<BTreeMap<(String, &'static str), Vec<u64>>> {
     let mut filters = BTreeMap::new();
     for actor in scene.actors() {
         for side in ["ingress", "egress"] {

@@ -3,8 +3,11 @@
 //! Needs root. Every test has a lab of its own.
 
 mod bad_input;
+mod cleanup;
 mod clsact;
+mod directory;
 mod frames;
+mod node_parts;
 mod policies;
 mod pressure;
 mod random;
@@ -16,4 +19,6 @@ mod scene;
 mod services;
 mod tour;
 mod two_nodes;
+mod unfit;
+mod upgrade;
 mod verdict;

@@ -211,6 +211,19 @@ impl Scene {
         }
     }
 
+    /// Deletes a pod and makes it again with its addresses, as another one of that name; its server too. Its manifest is the caller's to write.
+    pub(crate) fn make_again(&mut self, name: &str, ifindex: Option<u32>) -> Result<()> {
+        let actor = self.actors.remove(name).context("no such pod")?;
+        let mut spec = actor.pod.spec();
+        spec.ifindex = ifindex;
+        actor.server.stop()?;
+        actor.pod.delete()?;
+        let pod = self.node.pod_with(spec)?;
+        let server = Server::on_ports(pod.netns(), name, &pod.addresses(), &PORTS)?;
+        self.actors.insert(name.to_owned(), Actor { server, pod });
+        Ok(())
+    }
+
     /// The agent's maps.
     pub(crate) fn pinned(&self) -> Pinned {
         Pinned::new(&self.agent.plan().pin_root)

@@ -192,7 +192,7 @@ rows! {
         w.from_pod(&b, &Packet::udp(b.at(53), a.at(40000))).redirected();
         for (from, to) in [(a.at(40000), b.at(53)), (b.at(53), a.at(40000))] {
             let mut old = w.answered(17, from, to).unwrap();
-            old.last_seen = now() - 50;
+            old.last_seen = now().wrapping_sub(50);
             w.plant(tuple(17, from, to), old);
         }
         w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).redirected();

@@ -1,6 +1,6 @@
 //! TCP connections that are older than what conntrack knows.
 
-use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, path};
+use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, limits, path};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
 use tests::packet::outcome::Via;
@@ -56,6 +56,34 @@ rows! {
         assert_eq!(w.waiting(6, far, a.at(40000)).unwrap().flags & flow_flag::REPLY, flow_flag::REPLY);
         w.from_pod(&a, &Packet::ack(a.at(40000), far)).passes_untouched();
         w.to_pod(&a, Via::Uplink, &Packet::ack(at(far.ip(), 444), a.at(40000))).dropped(hook::TO_POD, Reason::Midstream);
+    }
+
+    // Nothing is on the gate's other side here, so what is left to it is dropped, visibly.
+    BOTH while_flows_move_what_is_unknown_is_left_to_the_other_layout(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        w.moving(limits::LAYOUT);
+        let ack = Packet::ack(a.at(40000), b.at(80));
+        w.from_pod(&a, &ack).dropped_untold(hook::FROM_POD, Reason::RewriteFailed);
+        w.to_pod(&b, Via::Pod(&a), &ack).dropped_untold(hook::TO_POD, Reason::RewriteFailed);
+        let udp = Packet::udp(a.at(40000), b.at(53));
+        w.from_pod(&a, &udp).dropped_untold(hook::FROM_POD, Reason::RewriteFailed);
+        // Its way began at the other side; it is no opener here.
+        let syn = Packet::syn(a.at(40001), b.at(80));
+        w.to_pod(&b, Via::Pod(&a), &syn).dropped_untold(hook::TO_POD, Reason::RewriteFailed);
+        // What opens is known not to be known, and what is known from then on.
+        w.from_pod(&a, &syn).redirected();
+        w.from_pod(&b, &Packet::syn_ack(b.at(80), a.at(40001))).redirected();
+        w.from_pod(&a, &Packet::ack(a.at(40001), b.at(80))).redirected();
+    }
+
+    // The programs that flows move from read the same word.
+    BOTH while_flows_move_away_nothing_is_left_to_the_other_layout(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        w.moving(limits::LAYOUT + 1);
+        w.from_pod(&a, &Packet::ack(a.at(40000), b.at(80)))
+            .passes_untouched()
+            .counted(Count::MidstreamAdmitted, 1);
+        w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).redirected();
     }
 
     BOTH a_late_reset_is_no_new_connection_to_anybody_isolated(w) {

@@ -5,6 +5,7 @@ use agent_common::{
 };
 use tests::packet::address::at;
 use tests::packet::build::Packet;
+use tests::packet::flows::attempts;
 use tests::packet::outcome::Via;
 use tests::packet::rules::{ALLOW_RULE, DEFAULT_RULE, Ports};
 
@@ -331,8 +332,8 @@ rows! {
     BOTH drops_are_told_at_a_limited_rate_and_all_counted(w) {
         let (a, b) = (w.pod(1), w.pod(2));
         w.isolate_egress(&a, EGRESS);
-        let out = (0..100)
-            .map(|_| {
+        let out = attempts()
+            .map(|()| {
                 w.spend_budgets();
                 w.from_pod(&a, &Packet::syn(a.at(40000), b.at(80)))
             })

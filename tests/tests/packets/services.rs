@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use agent_common::{Count, Reason, backend_state, flow_flag, hook, path, service_flag};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
-use tests::packet::flows::{now, tuple};
+use tests::packet::flows::{attempts, now, tuple};
 use tests::packet::outcome::Via;
 
 rows! {
@@ -37,6 +37,17 @@ rows! {
             w.from_pod(&a, &Packet::udp(a.at(40000), vip)).delivered_to(&b).shows(a.at(40000), b.at(5353));
             w.from_pod(&b, &Packet::udp(b.at(5353), a.at(40000))).delivered_to(&a).shows(vip, a.at(40000));
         }
+    }
+
+    // A client that asks before the service is there and goes on asking from the same port, as resolvers do.
+    BOTH a_flow_to_an_address_that_becomes_a_services_goes_to_its_backend(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 53);
+        w.from_pod(&a, &Packet::udp(a.at(40000), vip)).passes_untouched();
+        w.service(vip, 17, &[b.at(5353)]);
+        w.from_pod(&a, &Packet::udp(a.at(40000), vip)).delivered_to(&b).shows(a.at(40000), b.at(5353));
+        w.from_pod(&b, &Packet::udp(b.at(5353), a.at(40000))).delivered_to(&a).shows(vip, a.at(40000));
+        assert_eq!(w.entries(), 2);
     }
 
     // Every address and port carries into every bit of the sums somewhere.
@@ -395,7 +406,7 @@ rows! {
         w.from_pod(&b, &Packet::udp(b.at(53), a.at(40000))).delivered_to(&a);
         for (from, to) in [(a.at(40000), first), (b.at(53), a.at(40000))] {
             let mut old = w.answered(17, from, to).unwrap();
-            old.last_seen = now() - 3600;
+            old.last_seen = now().wrapping_sub(3600);
             w.plant(tuple(17, from, to), old);
         }
         w.from_pod(&a, &Packet::udp(a.at(40000), second))
@@ -432,8 +443,8 @@ rows! {
         let vip = at(w.family.cluster_ip(1), 80);
         w.service(vip, 6, &[]);
         // A tick of the clock between the two gives new budgets.
-        let out = (0..100)
-            .map(|_| {
+        let out = attempts()
+            .map(|()| {
                 w.spend_budgets();
                 w.from_pod(&a, &Packet::syn(a.at(40000), vip))
             })

@@ -51,7 +51,10 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
 }
 
 /// `apt-get update`, at most once a run.
-fn update() -> Result<()> {
+///
+/// # Errors
+/// Without root, or when it fails.
+pub(super) fn update() -> Result<()> {
     static OUTCOME: OnceLock<Option<String>> = OnceLock::new();
     let failure = OUTCOME.get_or_init(|| {
         let log = workspace::target().join("xtask").join("apt-update.log");

@@ -85,8 +85,11 @@ pub(super) fn install() -> Result<()> {
     let mut add = Command::new("rustup");
     add.current_dir(workspace::root())
         .args(["component", "add", "rust-src"]);
-    let Err(refusal) = shell::run_quietly(&mut add, &log) else {
-        return Ok(());
+    let refusal = match shell::run_quietly(&mut add, &log) {
+        Ok(()) if Chosen::Pinned.has_core_source() => return Ok(()),
+        // Its files were removed behind its back: it believes that they are there.
+        Ok(()) => anyhow::anyhow!("rustup says that rust-src is installed, and it is not there"),
+        Err(refusal) => refusal,
     };
     let (prefix, packages) = DISTRIBUTION;
     apt::install(&packages)

@@ -13,7 +13,10 @@ use super::tiers::Tier;
 use crate::{setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
-const START_THE_AGENT: [&str; 3] = ["lab", "load", "cluster"];
+const START_THE_AGENT: [&str; 4] = ["lab", "load", "cluster", "soak"];
+
+/// The one of them that upgrades it.
+const LAB: &str = "lab";
 
 /// Builds and runs one tier.
 pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
@@ -45,6 +48,9 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
     }
     // cargo builds the programs of the package whose tests it builds, and no other's.
     if cargo.iter().any(|word| START_THE_AGENT.contains(word)) {
+        if cargo.contains(&LAB) {
+            next(environment)?;
+        }
         let mut agent = workspace::cargo();
         agent
             .args(["build", "--package", "sluice", "--bin", "sluice"])
@@ -58,6 +64,24 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
         .arg("--no-run")
         .envs(environment.iter().copied());
     shell::run(setup::with_ebpf_toolchain(&mut command)).context("the tests do not build")
+}
+
+/// Builds the agent of the next layout, as `sluice-next` beside the ordinary one, which must be built after it.
+fn next(environment: &[(&str, &str)]) -> Result<()> {
+    let mut agent = workspace::cargo();
+    agent
+        .args(["build", "--package", "sluice", "--bin", "sluice"])
+        .args(["--features", "layout-next"])
+        .envs(environment.iter().copied());
+    shell::run(setup::with_ebpf_toolchain(&mut agent))
+        .context("the agent of the next layout does not build")?;
+    let directory = workspace::target().join("debug");
+    let (built, next) = (directory.join("sluice"), directory.join("sluice-next"));
+    // cargo would build over the file itself: to a new one, then into its place.
+    let copy = directory.join("sluice-next.new");
+    std::fs::copy(&built, &copy)
+        .and_then(|_| std::fs::rename(&copy, &next))
+        .with_context(|| format!("cannot copy {} to {}", built.display(), next.display()))
 }
 
 /// Runs test binaries that are built, passing on what they print; `filter` is for the harness.
@@ -93,7 +117,7 @@ fn try_tests(
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start `{}`", shell::line(&command)))?;
-    let in_time = read(&mut child, tier.bound, outcome);
+    let in_time = read(&mut child, tier.bound, |line| outcome.read_line(line));
     if !in_time {
         kill(child.id());
     }
@@ -111,7 +135,7 @@ fn try_tests(
 }
 
 /// Prints and reads the child's lines until its output ends; `false` when that takes longer than `bound`.
-fn read(child: &mut Child, bound: Duration, outcome: &mut Outcome) -> bool {
+pub(super) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str)) -> bool {
     let Some(stdout) = child.stdout.take() else {
         return true;
     };
@@ -130,8 +154,10 @@ fn read(child: &mut Child, bound: Duration, outcome: &mut Outcome) -> bool {
     loop {
         match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => {
+                // A serial line ends its lines with two characters.
+                let line = line.trim_end_matches('\r');
                 println!("{line}");
-                outcome.read_line(&line);
+                take(line);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return true,
             Err(mpsc::RecvTimeoutError::Timeout) => return false,
@@ -153,7 +179,7 @@ fn root_runner() -> Result<String> {
 }
 
 /// Kills a process and all that it started, children before parents; only those.
-fn kill(process: u32) {
+pub(super) fn kill(process: u32) {
     let mut tree = vec![process];
     let parents = parents();
     let mut next = 0;

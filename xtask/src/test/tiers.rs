@@ -130,6 +130,14 @@ pub(crate) const TIERS: &[Tier] = &[
         5,
     ),
     root(
+        "soak",
+        "two minutes of random changes, kills and traffic on two nodes, held against the oracle",
+        &["--package", "tests", "--test", "soak"],
+        1,
+        &[Need::Lab],
+        6,
+    ),
+    root(
         "controlplane",
         "the control plane of the cluster tier itself",
         &["--package", "tests", "--test", "controlplane"],

@@ -24,7 +24,7 @@ pub(in crate::cli) fn render(status: &Status, now: Time, color: Color) -> String
         flows(status, color),
         drops(status, color),
         told(status, color),
-        apply(status, now),
+        apply(status, now) + &drift(status, now, color),
     ];
     parts.join("\n")
 }
@@ -262,5 +262,28 @@ fn apply(status: &Status, now: Time) -> String {
                 apply.writes
             )
         }
+    }
+}
+
+/// One line: when was looked, and what had to be mended.
+fn drift(status: &Status, now: Time, color: Color) -> String {
+    let drift = &status.drift;
+    let checked = match drift.checked {
+        Some(at) => format!("checked {} ago", duration(now.since(at))),
+        None => "not checked yet".to_owned(),
+    };
+    let mended = drift.repaired.iter().filter(|r| r.count > 0);
+    let mended: Vec<_> = mended.map(|r| format!("{} {}", r.count, r.part)).collect();
+    match &drift.last {
+        Some(last) => {
+            let text = format!(
+                "mended {}; last {} ago: {}",
+                mended.join(", "),
+                duration(now.since(last.at)),
+                last.what
+            );
+            format!("Drift {checked}: {}\n", color.tint(Tint::Warn, &text))
+        }
+        None => format!("Drift {checked}: nothing had to be mended\n"),
     }
 }

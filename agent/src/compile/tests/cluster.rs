@@ -39,6 +39,7 @@ const PORT_NAMES: [&str; 2] = ["web", "db"];
 const PORTS: [u16; 4] = [80, 81, 8080, 9090];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) local: Local,

@@ -1,7 +1,11 @@
 //! Filters of the clsact qdisc, for kernels without tcx.
 //!
 //! Filters have no pins. Ours are known by kind, priority, handle and name together, and by the number of the pinned stub, all of
-//! which the kernel tells; so a restart finds them and keeps them. The qdisc is left in place: others may have filters there.
+//! which the kernel tells; so a restart finds them and keeps them.
+//!
+//! A qdisc is ours where one of our filters on it says that Sluice made it ([`MADE`], in the filter's name). Nothing else can say so:
+//! a qdisc has no name, and a note elsewhere would be lost with its pins. It goes with the last filter, ours or another's; where
+//! somebody else made it, or that cannot be told, it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,10 +31,12 @@ const HANDLE: u32 = 0x534c;
 const PROTOCOL: u16 = (libc::ETH_P_ALL as u16).to_be();
 /// Names of our filters begin so; the program's name follows.
 const NAME: &str = "sluice_";
+/// Names of our filters end so where Sluice made the qdisc too.
+const MADE: &str = "/qdisc";
 
 /// Talks to the kernel when asked; keeps no state.
 #[derive(Debug)]
-pub(super) struct Clsact {
+pub(in crate::datapath) struct Clsact {
     /// Longest answer that a dump sends in one datagram (`NLMSG_GOODSIZE` and more).
     buffer: usize,
 }
@@ -68,8 +74,17 @@ fn filter(place: Place) -> TcMessage {
     message
 }
 
-/// The program's number if a filter is one of ours.
-fn ours(message: &TcMessage) -> Option<u32> {
+/// A filter of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::datapath) struct Filter {
+    /// Its program's number.
+    pub(in crate::datapath) program: u32,
+    /// Whether it says that Sluice made the qdisc.
+    pub(in crate::datapath) made_qdisc: bool,
+}
+
+/// What a filter says if it is one of ours.
+fn ours(message: &TcMessage) -> Option<Filter> {
     let priority = message.header.info >> 16;
     if priority != u32::from(PRIORITY) || u32::from(message.header.handle) != HANDLE {
         return None;
@@ -78,20 +93,24 @@ fn ours(message: &TcMessage) -> Option<u32> {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     })?;
-    let mut named = false;
+    let mut name = None;
     let mut id = None;
     for option in options {
         match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => named = name.starts_with(NAME),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(told)) => name = Some(told),
             TcOption::Bpf(TcFilterBpfOption::ProgId(number)) => id = Some(*number),
             _ => {}
         }
     }
-    id.filter(|_| named)
+    let name = name.filter(|name| name.starts_with(NAME))?;
+    Some(Filter {
+        program: id?,
+        made_qdisc: name.ends_with(MADE),
+    })
 }
 
 impl Clsact {
-    pub(super) const fn new() -> Self {
+    pub(in crate::datapath) const fn new() -> Self {
         Self { buffer: 64 * 1024 }
     }
 
@@ -134,7 +153,7 @@ impl Clsact {
     }
 
     /// Interfaces that have a clsact qdisc.
-    pub(super) fn qdiscs(&self) -> Result<BTreeSet<u32>, AttachError> {
+    pub(in crate::datapath) fn qdiscs(&self) -> Result<BTreeSet<u32>, AttachError> {
         let answers = self
             .request(
                 RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()),
@@ -156,34 +175,17 @@ impl Clsact {
             .collect())
     }
 
-    /// Our filters by place, with their program's number.
-    pub(super) fn attached(
+    /// Our filters by place.
+    pub(in crate::datapath) fn attached(
         &self,
         qdiscs: &BTreeSet<u32>,
-    ) -> Result<BTreeMap<Place, u32>, AttachError> {
+    ) -> Result<BTreeMap<Place, Filter>, AttachError> {
         let mut found = BTreeMap::new();
         for &ifindex in qdiscs {
             for side in [Side::Ingress, Side::Egress] {
-                let answers = match self.request(
-                    RouteNetlinkMessage::GetTrafficFilter(message(ifindex, side)),
-                    NLM_F_DUMP,
-                ) {
-                    Ok(answers) => answers,
-                    // The interface, or its qdisc, has just gone.
-                    Err(error)
-                        if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) =>
-                    {
-                        continue;
-                    }
-                    Err(error) => {
-                        return Err(interface(ifindex, "listing filters")(error));
-                    }
-                };
-                for answer in answers {
-                    if let RouteNetlinkMessage::NewTrafficFilter(filter) = answer
-                        && let Some(id) = ours(&filter)
-                    {
-                        found.insert(Place { ifindex, side }, id);
+                for filter in self.filters(ifindex, side)? {
+                    if let Some(filter) = ours(&filter) {
+                        found.insert(Place { ifindex, side }, filter);
                     }
                 }
             }
@@ -191,25 +193,42 @@ impl Clsact {
         Ok(found)
     }
 
-    /// Adds our filter, with the qdisc where that is missing, or replaces the program of the one that is there.
+    /// Everybody's filters at one side of an interface; none where the interface or its qdisc has just gone.
+    fn filters(&self, ifindex: u32, side: Side) -> Result<Vec<TcMessage>, AttachError> {
+        let request = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, side));
+        let answers = match self.request(request, NLM_F_DUMP) {
+            Ok(answers) => answers,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(interface(ifindex, "listing filters")(error)),
+        };
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Adds our filter to the qdisc, or replaces the program of the one that is there.
     pub(super) fn attach(
         &self,
         place: Place,
         name: StubName,
         stub: &Stub,
         replaces: bool,
-        has_qdisc: bool,
+        made_qdisc: bool,
     ) -> Result<(), AttachError> {
-        if !has_qdisc {
-            self.add_qdisc(place.ifindex)?;
-        }
+        let made = if made_qdisc { MADE } else { "" };
         let mut request = filter(place);
         request.attributes.push(TcAttribute::Options(vec![
             TcOption::Bpf(TcFilterBpfOption::ProgFd(
                 stub.fd.as_raw_fd().cast_unsigned(),
             )),
             TcOption::Bpf(TcFilterBpfOption::ProgName(format!(
-                "{NAME}{}",
+                "{NAME}{}{made}",
                 name.program()
             ))),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
@@ -227,7 +246,7 @@ impl Clsact {
         .map_err(interface(place.ifindex, "attaching a clsact filter"))
     }
 
-    fn add_qdisc(&self, ifindex: u32) -> Result<(), AttachError> {
+    fn qdisc(ifindex: u32) -> TcMessage {
         let mut request = TcMessage::with_index(ifindex.cast_signed());
         request.header.handle = TcHandle {
             major: 0xffff,
@@ -235,21 +254,53 @@ impl Clsact {
         };
         request.header.parent = TcHandle::CLSACT;
         request
+    }
+
+    /// Adds the qdisc; false where somebody else was faster.
+    pub(super) fn add_qdisc(&self, ifindex: u32) -> Result<bool, AttachError> {
+        let mut request = Self::qdisc(ifindex);
+        request
             .attributes
             .push(TcAttribute::Kind("clsact".to_owned()));
         match self.request(
             RouteNetlinkMessage::NewQueueDiscipline(request),
             NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
         ) {
-            // Its other side, or somebody else, made it meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(interface(ifindex, "adding the clsact qdisc")(error)),
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
+        }
+    }
+
+    /// Removes a qdisc that Sluice made, unless somebody has a filter on it. Whether it was removed.
+    pub(in crate::datapath) fn remove_qdisc(&self, ifindex: u32) -> Result<bool, AttachError> {
+        if cfg!(mutant = "cleanup-leaves-qdisc") {
+            return Ok(true);
+        }
+        for side in [Side::Ingress, Side::Egress] {
+            if !self.filters(ifindex, side)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        match self.request(
+            RouteNetlinkMessage::DelQueueDiscipline(Self::qdisc(ifindex)),
+            NLM_F_ACK,
+        ) {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(interface(ifindex, "removing the clsact qdisc")(error)),
+            Ok(_) => Ok(true),
         }
     }
 
     /// Removes our filter.
-    pub(super) fn detach(&self, place: Place) -> Result<(), AttachError> {
+    pub(in crate::datapath) fn detach(&self, place: Place) -> Result<(), AttachError> {
         match self.request(
             RouteNetlinkMessage::DelTrafficFilter(filter(place)),
             NLM_F_ACK,

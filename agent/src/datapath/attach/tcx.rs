@@ -6,28 +6,47 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 
-use super::super::sys::{self, LinkTarget};
+use super::super::drift::{Found, Held, keep_pinned};
+use super::super::load::LoadError;
+use super::super::pins::make_directory;
+use super::super::sys::{self, LinkInfo, LinkTarget, ObjectKind};
 use super::stub::Stub;
 use super::{AttachError, Place, Side};
 
 /// An interface index that no interface has, to ask whether the kernel knows tcx.
 const NO_INTERFACE: u32 = i32::MAX as u32;
 
+/// A link, held beside its pin: when the pin is removed by hand, the program stays where it is.
+#[derive(Debug)]
+struct Link {
+    fd: OwnedFd,
+    id: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Tcx {
     directory: PathBuf,
     netns: u64,
+    links: BTreeMap<Place, Link>,
 }
 
 const fn attach_type(side: Side) -> u32 {
     match side {
         Side::Ingress => BPF_TCX_INGRESS as u32,
         Side::Egress => BPF_TCX_EGRESS as u32,
+    }
+}
+
+/// What a live link at a place says that it is attached to.
+const fn target(place: Place) -> LinkTarget {
+    LinkTarget::Tcx {
+        ifindex: place.ifindex,
+        attach_type: attach_type(place.side),
     }
 }
 
@@ -52,7 +71,11 @@ pub(super) fn supported(stub: &Stub) -> Result<bool, AttachError> {
 
 impl Tcx {
     pub(super) const fn new(directory: PathBuf, netns: u64) -> Self {
-        Self { directory, netns }
+        Self {
+            directory,
+            netns,
+            links: BTreeMap::new(),
+        }
     }
 
     fn name(&self, place: Place) -> String {
@@ -77,44 +100,91 @@ impl Tcx {
         (netns == self.netns && parts.next().is_none()).then_some(Place { ifindex, side })
     }
 
-    /// Live links by place, with their program's number. Pins of links that are on no interface any more are removed.
-    pub(super) fn attached(&self) -> Result<BTreeMap<Place, u32>, AttachError> {
-        let failed = |what: &str| AttachError::io(format!("{what} {}", self.directory.display()));
+    /// Live links by place, with their program's number; they are held from now on. Pins of links that are on no interface any
+    /// more are removed, and links that lost their pin are pinned again.
+    pub(super) fn attached(
+        &mut self,
+        found: &mut Found,
+    ) -> Result<BTreeMap<Place, u32>, AttachError> {
+        let mut pinned = self.pinned()?;
         let mut live = BTreeMap::new();
-        for entry in fs::read_dir(&self.directory).map_err(failed("reading"))? {
-            let entry = entry.map_err(failed("reading"))?;
+        let mut held = BTreeMap::new();
+        for (place, link) in std::mem::take(&mut self.links) {
+            let info = sys::link_info(link.fd.as_fd()).map_err(self.failed("reading a link in"))?;
+            if info.target != target(place) {
+                // Its interface is gone, or somebody detached it. What is pinned in its place is told below.
+                continue;
+            }
+            pinned.remove(&place);
+            let path = self.directory.join(self.name(place));
+            let kept = Held {
+                kind: ObjectKind::Link,
+                fd: link.fd.as_fd(),
+                id: link.id,
+            };
+            keep_pinned(&path, &kept, found);
+            live.insert(place, info.program);
+            held.insert(place, link);
+        }
+        for (place, (fd, info)) in pinned {
+            live.insert(place, info.program);
+            held.insert(place, Link { fd, id: info.id });
+        }
+        self.links = held;
+        Ok(live)
+    }
+
+    fn failed(&self, what: &str) -> impl Fn(io::Error) -> AttachError + use<> {
+        let what = format!("{what} {}", self.directory.display());
+        move |error| AttachError::io(what.clone())(error)
+    }
+
+    /// Live links that are pinned; other pins of this namespace, and those of others, go.
+    fn pinned(&self) -> Result<BTreeMap<Place, (OwnedFd, LinkInfo)>, AttachError> {
+        let mut live = BTreeMap::new();
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            // Removed by hand, with everything in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_directory(&self.directory).map_err(LoadError::from)?;
+                return Ok(live);
+            }
+            Err(error) => return Err(self.failed("reading")(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(self.failed("reading"))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with("tcx-") {
                 continue;
             }
             let path = entry.path();
             if let Some(place) = self.place(&name)
-                && let Some((sys::ObjectKind::Link, fd)) =
-                    sys::open_pin(&path).map_err(failed("opening a link in"))?
+                && let Some((ObjectKind::Link, fd)) =
+                    sys::open_pin(&path).map_err(self.failed("opening a link in"))?
             {
-                let info = sys::link_info(fd.as_fd()).map_err(failed("reading a link in"))?;
-                let expected = LinkTarget::Tcx {
-                    ifindex: place.ifindex,
-                    attach_type: attach_type(place.side),
-                };
-                if info.target == expected {
-                    live.insert(place, info.program);
+                let info = sys::link_info(fd.as_fd()).map_err(self.failed("reading a link in"))?;
+                if info.target == target(place) {
+                    live.insert(place, (fd, info));
                     continue;
                 }
             }
-            fs::remove_file(&path).map_err(failed("removing a dead link from"))?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.failed("removing a dead link from")(error));
+                }
+                _ => {}
+            }
         }
         Ok(live)
     }
 
     /// Attaches a stub behind what is there, or puts it into the link that is.
     pub(super) fn attach(
-        &self,
+        &mut self,
         place: Place,
         stub: &Stub,
         replaces: bool,
     ) -> Result<(), AttachError> {
-        let path = self.directory.join(self.name(place));
         let failed = |what| {
             move |source: io::Error| AttachError::Interface {
                 ifindex: place.ifindex,
@@ -122,22 +192,26 @@ impl Tcx {
                 source,
             }
         };
-        if replaces {
-            let (_, link) = sys::open_pin(&path)
-                .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
-                .map_err(failed("opening its tcx link"))?;
-            return sys::link_update(link.as_fd(), stub.fd.as_fd())
+        if replaces && let Some(link) = self.links.get(&place) {
+            return sys::link_update(link.fd.as_fd(), stub.fd.as_fd())
                 .map_err(failed("replacing its tcx program"));
         }
-        let link = sys::link_create(stub.fd.as_fd(), place.ifindex, attach_type(place.side))
+        let fd = sys::link_create(stub.fd.as_fd(), place.ifindex, attach_type(place.side))
             .map_err(failed("attaching by tcx"))?;
         // Not pinned, the link goes with its descriptor: no half of this stays.
-        sys::pin(link.as_fd(), &path).map_err(failed("pinning its tcx link"))
+        sys::pin(fd.as_fd(), &self.directory.join(self.name(place)))
+            .map_err(failed("pinning its tcx link"))?;
+        let id = sys::link_info(fd.as_fd())
+            .map_err(failed("reading its tcx link"))?
+            .id;
+        self.links.insert(place, Link { fd, id });
+        Ok(())
     }
 
-    /// Removes a link: nothing holds it but its pin.
-    pub(super) fn detach(&self, place: Place) -> Result<(), AttachError> {
+    /// Removes a link: nothing holds it but its pin and this.
+    pub(super) fn detach(&mut self, place: Place) -> Result<(), AttachError> {
         let path = self.directory.join(self.name(place));
+        self.links.remove(&place);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachError::io(format!(
                 "removing {}",

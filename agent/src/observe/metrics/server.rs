@@ -1,5 +1,5 @@
-//! The endpoint that Prometheus scrapes: `GET /metrics` over HTTP/1.1, one request a connection. Written out, because a web
-//! framework would be the agent's biggest dependency for its smallest part.
+//! The endpoint that Prometheus scrapes, `GET /metrics`, and that kubelet asks for readiness, `GET /readyz`: HTTP/1.1, one request a
+//! connection. Written out, because a web framework would be the agent's biggest dependency for its smallest part.
 
 use std::io;
 use std::net::SocketAddr;
@@ -102,7 +102,15 @@ async fn serve(
             let text = tokio::task::spawn_blocking(render).await;
             ("200 OK", text.map_err(io::Error::other)?)
         }
-        ("GET" | "HEAD", _) => ("404 Not Found", "only /metrics is served here\n".to_owned()),
+        ("GET" | "HEAD", "/readyz") => {
+            let waiting_for = move || provider.summary().waiting_for;
+            let waiting_for = tokio::task::spawn_blocking(waiting_for).await;
+            readyz(&waiting_for.map_err(io::Error::other)?)
+        }
+        ("GET" | "HEAD", _) => (
+            "404 Not Found",
+            "only /metrics and /readyz are served here\n".to_owned(),
+        ),
         _ => (
             "405 Method Not Allowed",
             "only GET is served here\n".to_owned(),
@@ -117,6 +125,16 @@ async fn serve(
         stream.write_all(body.as_bytes()).await?;
     }
     stream.shutdown().await
+}
+
+/// One line for each thing that is missing. What is in force stays in force meanwhile: this is for people and for rollouts, which should
+/// not go on where agents do not see the cluster.
+fn readyz(waiting_for: &[String]) -> (&'static str, String) {
+    if waiting_for.is_empty() {
+        return ("200 OK", "ready\n".to_owned());
+    }
+    let lines = waiting_for.iter().map(|what| format!("waits for {what}\n"));
+    ("503 Service Unavailable", lines.collect())
 }
 
 /// Up to the empty line that ends a head (RFC 9112 2.1); all of it is read, or closing would reset the connection.
@@ -170,6 +188,15 @@ mod tests {
         );
         let line = "sluice_drop_packets_total{hook=\"from-pod\",reason=\"policy-ingress\"} 12\n";
         assert!(body.contains(line), "{body}");
+        let ready = ask(address, "GET /readyz HTTP/1.1\r\n\r\n").await;
+        assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
+        assert!(
+            ready.ends_with(
+                "\r\n\r\nwaits for manifests, lost since 2026-11-21T14:38:35.000Z (Pod)\n"
+            ),
+            "{ready}"
+        );
+        assert_eq!(readyz(&[]), ("200 OK", "ready\n".to_owned()));
         let lost = ask(address, "GET / HTTP/1.1\r\n\r\n").await;
         assert!(lost.starts_with("HTTP/1.1 404 "), "{lost}");
         let post = ask(address, "POST /metrics HTTP/1.1\r\n\r\n").await;

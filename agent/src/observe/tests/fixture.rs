@@ -13,6 +13,7 @@ use agent_common::{
 use futures::future::BoxFuture;
 
 use crate::compile::{IpBlockMode, RuleName, UnknownPod};
+use crate::datapath::drift::Part;
 use crate::desired::{BackendSpec, Desired, EndpointSet, Frontend, Pool, PoolKey};
 use crate::local::{Local, PodLink};
 use crate::model::*;
@@ -20,6 +21,7 @@ use crate::observe::flows::{FlowHub, Record};
 use crate::observe::state::*;
 use crate::problem::Problem;
 use crate::reconcile;
+use crate::reconcile::DriftState;
 use crate::source::Rejected;
 
 /// 2026-11-21T14:41:05Z.
@@ -343,7 +345,7 @@ pub(crate) fn summary() -> Summary {
     };
     Summary {
         node: intern("node-a"),
-        waiting_for: Vec::new(),
+        waiting_for: vec!["manifests, lost since 2026-11-21T14:38:35.000Z (Pod)".to_owned()],
         started: at(3_700),
         ip_block_mode: IpBlockMode::Literal,
         unknown_pod: UnknownPod::Allow,
@@ -383,6 +385,14 @@ pub(crate) fn summary() -> Summary {
                 capacity: 262_144,
             },
         ],
+        drift: DriftState {
+            checked: Some(at(230)),
+            repaired: BTreeMap::from([(Part::Attachment, 2), (Part::Map, 1)]),
+            last: Some((
+                at(200),
+                "interface veth32: its program at the Ingress side was gone".to_owned(),
+            )),
+        },
         counters: CounterState {
             drops: vec![
                 DropCount {

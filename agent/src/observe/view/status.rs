@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EndpointList, EndpointState, FlowsView};
 use crate::compile::{IpBlockMode, UnknownPod};
+use crate::datapath::drift::Part;
 use crate::model::Kind;
 use crate::observe::state::{AttachedTo, Attachment, State, Summary};
 use crate::observe::time::Time;
@@ -17,9 +18,9 @@ pub struct Status {
     pub version: String,
     /// The node's name.
     pub node: String,
-    /// Whether everything was synced and applied, and programs are attached.
+    /// Whether everything was synced and applied, programs are attached, and no source is lost.
     pub ready: bool,
-    /// What it still waits for; empty once it is ready.
+    /// What it waits for: parts of the start, and sources that are lost since then; empty while it is ready.
     pub waiting_for: Vec<String>,
     /// When it started.
     pub started: Time,
@@ -51,6 +52,8 @@ pub struct Status {
     pub notices: Vec<RejectedView>,
     /// Null before the first.
     pub last_apply: Option<ApplyView>,
+    /// Whether programs, pins and maps were still as the agent left them.
+    pub drift: DriftView,
 }
 
 /// How a kind of objects reaches the agent.
@@ -181,6 +184,35 @@ pub struct ApplyView {
     pub writes: u64,
 }
 
+/// What the checks of what is there found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DriftView {
+    /// When the last whole check ended; null before the first.
+    pub checked: Option<Time>,
+    /// What was mended since the start, by part; zeros too.
+    pub repaired: Vec<RepairedView>,
+    /// The last mend; null where there was none.
+    pub last: Option<RepairView>,
+}
+
+/// How much of a part was mended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RepairedView {
+    /// `attachment`, `cgroup`, `pin`, `program`, `map`.
+    pub part: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A mend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RepairView {
+    /// When.
+    pub at: Time,
+    /// What was found.
+    pub what: String,
+}
+
 impl Status {
     /// The status.
     #[must_use]
@@ -213,7 +245,24 @@ impl Status {
                 duration_seconds: applied.duration.as_secs_f64(),
                 writes: applied.writes,
             }),
+            drift: drift(summary),
         }
+    }
+}
+
+fn drift(summary: &Summary) -> DriftView {
+    let state = &summary.drift;
+    let repaired = Part::ALL.into_iter().map(|part| RepairedView {
+        part: part.name().to_owned(),
+        count: state.repaired.get(&part).copied().unwrap_or(0),
+    });
+    DriftView {
+        checked: state.checked.map(Time::from),
+        repaired: repaired.collect(),
+        last: state.last.as_ref().map(|(at, what)| RepairView {
+            at: Time::from(*at),
+            what: what.clone(),
+        }),
     }
 }
 

@@ -7,6 +7,7 @@ use agent_common::{Pod, pod_flag, set_flag};
 use super::super::{Item, Transaction, epochs};
 use super::{Builder, Held, one};
 use crate::datapath::Write;
+use crate::desired::STAGED_IDENTITIES;
 use crate::model::Direction;
 
 impl Builder<'_> {
@@ -69,7 +70,7 @@ impl Builder<'_> {
                     let holders = self.holders.get(&Held::Group(group)).into_iter().flatten();
                     needs.extend(holders.filter(|i| matches!(i, Item::Group(_))).cloned());
                 }
-                self.phases.collect.push(Transaction {
+                self.phases.unsaid.push(Transaction {
                     item,
                     needs,
                     writes: lists.removed,
@@ -192,6 +193,9 @@ impl Builder<'_> {
             }
             let mut needs = self.holders(&Held::Group(entry.group));
             needs.retain(|item| matches!(item, Item::Rules(_)));
+            // Whoever could not leave keeps its group: what the identity is to be is not what that one is.
+            let leaving = self.holders(&Held::Identity(identity)).into_iter();
+            needs.extend(leaving.filter(|item| self.leaves(item, identity)));
             let list = if now.is_none() {
                 &mut self.phases.prepare
             } else {
@@ -216,7 +220,12 @@ impl Builder<'_> {
             match wanted {
                 Some(entry) => {
                     let needs = vec![Item::Group(entry.identity)];
-                    self.phases.peers.push(one(item, needs, write));
+                    let list = if entry.identity >= STAGED_IDENTITIES {
+                        &mut self.phases.staged
+                    } else {
+                        &mut self.phases.peers
+                    };
+                    list.push(one(item, needs, write));
                 }
                 None => self.phases.removed.push(one(item, Vec::new(), write)),
             }
@@ -226,7 +235,7 @@ impl Builder<'_> {
     /// A new set speaks of addresses as they are to be: where one could not be changed, the old set, which knows it, holds on. An
     /// address that is new and does not fit is known to neither.
     pub(super) fn known_peers(&mut self) {
-        let peers = self.phases.peers.iter();
+        let peers = self.phases.staged.iter().chain(&self.phases.peers);
         let needs: Vec<Item> = peers
             .filter(|peer| match &peer.item {
                 Item::Address(key) => self.planner.mirror.contents.addresses.contains_key(key),
@@ -289,7 +298,9 @@ impl Builder<'_> {
                     if entry.slot != agent_common::NO_ADDRESS_SLOT {
                         needs.push(Item::Pod(entry.slot.into()));
                     }
-                    let list = if entered {
+                    let list = if entry.identity >= STAGED_IDENTITIES {
+                        &mut self.phases.staged
+                    } else if entered {
                         &mut self.phases.entered
                     } else {
                         &mut self.phases.peers

@@ -8,7 +8,7 @@ use super::super::pools::{self, Garbage};
 use super::super::{Item, Planner, Transaction};
 use super::{Builder, one};
 use crate::datapath::Write;
-use crate::desired::PoolKey;
+use crate::desired::{EndpointSet, PoolKey};
 use crate::problem::Problem;
 
 impl Builder<'_> {
@@ -50,7 +50,33 @@ impl Builder<'_> {
         }
     }
 
+    /// A service that turns to another set of its endpoints keeps its pool, and with it the flows of every backend that is in
+    /// both sets: one head then leads from the old set to the new.
+    fn keep_turning_pools(&mut self) {
+        let planner = &mut *self.planner;
+        for key in &self.dirty.pools {
+            if planner.desired.pools.contains_key(key) {
+                continue;
+            }
+            let heir = EndpointSet::ALL
+                .map(|set| PoolKey { set, ..key.clone() })
+                .into_iter()
+                .find(|other| {
+                    planner.desired.pools.contains_key(other)
+                        && !planner.pools.states.contains_key(other)
+                });
+            if let Some(heir) = heir.filter(|heir| self.dirty.pools.contains(heir))
+                && let Some(state) = planner.pools.states.remove(key)
+            {
+                planner.pools.states.insert(heir, state);
+            }
+        }
+    }
+
     pub(super) fn pools(&mut self) {
+        if cfg!(not(mutant = "turning-pool")) {
+            self.keep_turning_pools();
+        }
         for key in std::mem::take(&mut self.dirty.pools) {
             let planner = &mut *self.planner;
             let wanted = planner.desired.pools.get(&key);

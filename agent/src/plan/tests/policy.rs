@@ -7,7 +7,7 @@ use crate::compile::tests::cluster::{Rng, World};
 use crate::compile::tests::{cases, everything, flows, options};
 use crate::compile::{Compiled, Compiler, IpBlockMode, Options};
 use crate::datapath::faulty::Fault;
-use crate::datapath::memory::Memory;
+use crate::datapath::memory::{Capacities, Memory};
 use crate::datapath::{Contents, Datapath, Write};
 use crate::desired::{Delta, Desired};
 use crate::oracle::policy::Flow;
@@ -16,14 +16,14 @@ use crate::plan::{Applied, Planner, apply};
 /// Slow readers per plan and flow looked at.
 const READERS: u64 = 3;
 
-struct History {
-    seed: u64,
-    rng: Rng,
-    world: World,
-    options: Options,
-    compiler: Compiler,
-    planner: Planner,
-    recorder: Recorder,
+pub(super) struct History {
+    pub(super) seed: u64,
+    pub(super) rng: Rng,
+    pub(super) world: World,
+    pub(super) options: Options,
+    pub(super) compiler: Compiler,
+    pub(super) planner: Planner,
+    pub(super) recorder: Recorder,
     /// Flows that passed an end, as conntrack keeps them, and whether the peer's address had an entry.
     known: Vec<(Flow, usize, Judgement, bool)>,
     due: bool,
@@ -40,7 +40,7 @@ fn memory(options: &Options) -> Memory {
 }
 
 impl History {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let world = World::random(&mut rng);
         let options = options(seed);
@@ -62,8 +62,25 @@ impl History {
         history
     }
 
+    /// Another agent over the same cluster, and over maps that hold something already. It has not begun.
+    pub(super) fn over(other: &Self, contents: Contents) -> Self {
+        let config = other.recorder.now().config;
+        let contents = Contents { config, ..contents };
+        Self {
+            seed: other.seed,
+            rng: Rng::new(other.seed),
+            world: other.world.clone(),
+            options: other.options.clone(),
+            compiler: Compiler::new(other.options.clone()),
+            planner: Planner::restore(Contents::default(), &Desired::default()).0,
+            recorder: Recorder::new(Memory::with(contents, Capacities::default())),
+            known: Vec::new(),
+            due: false,
+        }
+    }
+
     /// A start of the agent over what the maps hold.
-    fn start(&mut self) -> Applied {
+    pub(super) fn start(&mut self) -> Applied {
         let contents = self.recorder.now().clone();
         self.compiler = Compiler::new(self.options.clone());
         self.compiler.adopt(contents.clone());
@@ -81,14 +98,15 @@ impl History {
         applied
     }
 
-    fn plan(&mut self, delta: &Delta) -> Applied {
+    pub(super) fn plan(&mut self, delta: &Delta) -> Applied {
         let plan = self.planner.plan(delta);
         let applied = apply(&mut self.planner, plan, &mut self.recorder);
         self.recorder.rest();
         applied
     }
 
-    fn update(&mut self, changes: &[crate::model::Change], local: bool) -> Compiled {
+    pub(super) fn update(&mut self, changes: &[crate::model::Change], local: bool) -> Compiled {
+        self.compiler.hold(self.planner.unfinished());
         let (cluster, node) = (&self.world.cluster, &self.world.local);
         let compiled = self.compiler.update(cluster, node, changes, local);
         self.due = compiled.unfinished;
@@ -96,7 +114,7 @@ impl History {
     }
 
     /// As the loop does: tries again what failed, then removes what had to stay.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..40 {
             if self.planner.unfinished() {
                 self.plan(&Delta::default());
@@ -217,7 +235,7 @@ impl History {
     }
 
     /// The maps hold what is desired and nothing else, and a start writes nothing but epochs.
-    fn check_clean(&mut self) {
+    pub(super) fn check_clean(&mut self) {
         let (maps, desired) = (self.recorder.now(), self.planner.desired());
         assert!(!self.planner.unfinished());
         assert_eq!(maps.addresses, desired.addresses);

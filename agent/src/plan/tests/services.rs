@@ -22,7 +22,7 @@ const SERVICES: u8 = 3;
 
 /// What a client of a service meets.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Direct,
     Refused,
     Dropped,
@@ -40,13 +40,17 @@ fn key(service: u8) -> ServiceKey {
     ServiceKey::new(address, 80u16.to_be(), protocol::TCP)
 }
 
-fn pool_key(service: u8) -> PoolKey {
+/// A service that drops while it is empty has its local endpoints only.
+fn pool_key(service: u8, local: bool) -> PoolKey {
     PoolKey {
         service: ObjectKey::new("test", &format!("s{service}")),
         port: intern("http"),
         protocol: Protocol::Tcp,
         family: Family::V4,
-        set: EndpointSet::Cluster,
+        set: match local {
+            true => EndpointSet::Local,
+            false => EndpointSet::Cluster,
+        },
     }
 }
 
@@ -70,14 +74,14 @@ fn desired(world: &World) -> Desired {
         let pool = Pool {
             backends: backends.collect(),
         };
-        all.pools.insert(pool_key(service), pool);
+        all.pools.insert(pool_key(service, *drop), pool);
         let flags = if *drop {
             service_flag::DROP_WHEN_EMPTY
         } else {
             0
         };
         let frontend = Frontend {
-            pool: pool_key(service),
+            pool: pool_key(service, *drop),
             flags,
         };
         all.frontends.insert(key(service), frontend);
@@ -114,9 +118,13 @@ fn delta(old: &Desired, new: &Desired) -> Delta {
 }
 
 fn ask(maps: &Contents, service: u8) -> Answer {
-    let key = key(service);
+    answer(maps, &key(service))
+}
+
+/// What clients of a service address meet, all of them together.
+pub(super) fn answer(maps: &Contents, key: &ServiceKey) -> Answer {
     let entry = maps.addresses.get(&key.address).copied();
-    match target(maps, &key, entry) {
+    match target(maps, key, entry) {
         Target::Direct => Answer::Direct,
         Target::NoEndpoint => Answer::Refused,
         Target::NoLocalEndpoint => Answer::Dropped,
@@ -176,14 +184,23 @@ fn watch_faults(datapath: &mut Faulty<Memory>, old: Vec<Answer>, new: Vec<Answer
     }));
 }
 
+/// Whose a pool is, whichever of the service's endpoint sets it holds: it keeps its backends when it turns to another.
+fn owner(pool: &PoolKey) -> PoolKey {
+    let set = EndpointSet::Cluster;
+    PoolKey {
+        set,
+        ..pool.clone()
+    }
+}
+
 /// Every backend number that is alive, by service and endpoint.
-fn alive(planner: &Planner) -> BTreeMap<(PoolKey, (IpAddr, u16)), (u32, u32)> {
+pub(super) fn alive(planner: &Planner) -> BTreeMap<(PoolKey, (IpAddr, u16)), (u32, u32)> {
     let mut all = BTreeMap::new();
     for (pool, state) in &planner.pools.states {
         for (endpoint, number) in &state.ids {
             let word = planner.contents().backends[number].word;
             assert_ne!(word.state, backend_state::GONE);
-            all.insert((pool.clone(), *endpoint), (*number, word.generation));
+            all.insert((owner(pool), *endpoint), (*number, word.generation));
         }
     }
     all
@@ -371,7 +388,10 @@ proptest! {
             prop_assert_eq!(answers(again.inner.view()), expected(world));
             assert_clean(&planner, &again.inner);
             let stayed = |pool: &PoolKey, endpoint: &(IpAddr, u16)| {
-                let in_world = |w: &World| desired(w).pools.get(pool).is_some_and(|p| p.backends.contains_key(endpoint));
+                let in_world = |w: &World| {
+                    let has = |(key, of): (&PoolKey, &Pool)| owner(key) == *pool && of.backends.contains_key(endpoint);
+                    desired(w).pools.iter().any(has)
+                };
                 in_world(from) && in_world(last)
             };
             let has = alive(&planner);
@@ -433,13 +453,13 @@ fn one_endpoint_of_five_thousand_costs_no_more_than_one_of_five() {
     for size in [5u32, 5_000] {
         let mut all = desired(&vec![(Some(BTreeMap::new()), false)]);
         let base = 0x0a00_0000;
-        all.pools.insert(pool_key(0), big(base..base + size));
+        all.pools.insert(pool_key(0, false), big(base..base + size));
         let mut memory = Memory::new();
         let (mut planner, plan) = Planner::restore(Contents::default(), &all);
         apply(&mut planner, plan, &mut memory);
         let mut cost = |pool: Pool| {
             let mut delta = Delta::default();
-            delta.pools.insert(pool_key(0), Some(pool));
+            delta.pools.insert(pool_key(0, false), Some(pool));
             let plan = planner.plan(&delta);
             let applied = apply(&mut planner, plan, &mut memory);
             assert!(applied.problems.is_empty());
@@ -471,7 +491,8 @@ fn seventy_thousand_endpoints_are_served_whole_and_what_does_not_fit_names_its_l
         (Some(BTreeMap::new()), false),
     ]);
     let base = 0x0a00_0000;
-    all.pools.insert(pool_key(0), big(base..base + 70_000));
+    all.pools
+        .insert(pool_key(0, false), big(base..base + 70_000));
     let mut memory = Memory::new();
     let (mut planner, plan) = Planner::restore(Contents::default(), &all);
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
@@ -479,8 +500,10 @@ fn seventy_thousand_endpoints_are_served_whole_and_what_does_not_fit_names_its_l
     let mut delta = Delta::default();
     delta
         .pools
-        .insert(pool_key(1), Some(big(base..base + 600_000)));
-    delta.pools.insert(pool_key(0), Some(big(base..base + 2)));
+        .insert(pool_key(1, false), Some(big(base..base + 600_000)));
+    delta
+        .pools
+        .insert(pool_key(0, false), Some(big(base..base + 2)));
     let plan = planner.plan(&delta);
     let applied = apply(&mut planner, plan, &mut memory);
     assert_eq!(applied.problems.len(), 1);

@@ -87,7 +87,10 @@ impl Known {
     /// The list is complete: what it did not have is gone.
     pub(super) fn complete(&mut self) -> Vec<Event> {
         let listed = self.listed.take().unwrap_or_default();
-        let gone: Vec<ObjectId> = self.ids.difference(&listed).cloned().collect();
+        let mut gone: Vec<ObjectId> = self.ids.difference(&listed).cloned().collect();
+        if cfg!(mutant = "relist-without-deletes") {
+            gone.clear();
+        }
         self.ids = listed;
         let mut events: Vec<Event> = gone.into_iter().map(Event::Delete).collect();
         events.push(Event::Synced(self.kind));

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use super::parse::{Contents, Format, parse};
 
 /// Bytes of a file at most. An object in etcd has 1.5 MiB at most; this is a dump of some thousand pods, or the
@@ -58,6 +60,28 @@ pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata))
 }
 
+/// Whether the file system of a file has no room left for its owner: then what was written last may be cut short, and cut YAML can be
+/// good YAML that says less.
+pub(super) fn is_full(path: &Path) -> bool {
+    let Ok(metadata) = fs::metadata(path) else {
+        return false;
+    };
+    let Ok(system) = statvfs(path) else {
+        return false;
+    };
+    // An image that cannot be written to has no free blocks, and nobody to fill it; some file systems do not count blocks at all.
+    if system.flags().contains(FsFlags::ST_RDONLY) || system.blocks() == 0 {
+        return false;
+    }
+    // What is kept back for root is room for root only.
+    let free = if metadata.uid() == 0 {
+        system.blocks_free()
+    } else {
+        system.blocks_available()
+    };
+    free == 0
+}
+
 /// What reading a file gave.
 #[derive(Debug)]
 pub(super) enum Loaded {
@@ -100,6 +124,11 @@ fn text(path: &Path) -> io::Result<Result<String, String>> {
     if !metadata.is_file() {
         return Ok(Err("it is no regular file".to_owned()));
     }
+    if metadata.len() == 0 && cfg!(not(mutant = "empty-file-counts")) {
+        // What is left by a writer that found no room, or that died: hardly ever what somebody wants to say.
+        let reason = "it is empty; to take its objects away, remove the file";
+        return Ok(Err(reason.to_owned()));
+    }
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > FILE_MAX) {
@@ -118,10 +147,14 @@ pub(super) struct Listing {
 }
 
 /// Lists a directory.
+///
+/// # Errors
+/// It cannot be read, or it cannot be told whether something in it is a directory: what is below it must not be taken for gone.
 pub(super) fn list(directory: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         if is_hidden(&name) {
             continue;
         }
@@ -131,6 +164,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
                 listing.directories.insert(path);
             }
             Err(error) if is_gone(&error) => {}
+            Err(error) if !may_be_file(&entry, &error)? => return Err(error),
             // One that cannot be looked at is a file that cannot be read, and is reported as such.
             _ => {
                 if format_of(&name).is_some() {
@@ -140,4 +174,15 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
         }
     }
     Ok(listing)
+}
+
+/// Whether an entry that cannot be looked at may be left out of the directories.
+fn may_be_file(entry: &fs::DirEntry, error: &io::Error) -> io::Result<bool> {
+    let kind = entry.file_type()?;
+    // A symlink that leads in a circle leads to no directory.
+    let circle = error.raw_os_error() == Some(libc::ELOOP);
+    Ok(
+        kind.is_file()
+            || (kind.is_symlink() && (circle || format_of(&entry.file_name()).is_some())),
+    )
 }

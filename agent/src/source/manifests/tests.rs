@@ -3,6 +3,7 @@
 mod bounds;
 mod live;
 mod merging;
+mod outage;
 mod samples;
 
 use crate::source::Event;

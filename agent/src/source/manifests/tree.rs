@@ -35,6 +35,8 @@ pub(super) struct Work {
     pub(super) reread: bool,
     /// These files.
     pub(super) files: BTreeSet<PathBuf>,
+    /// Something vanished or may have: what replaces it may still be on its way.
+    pub(super) unsettled: bool,
 }
 
 impl Work {
@@ -43,13 +45,13 @@ impl Work {
         Self {
             rescan: true,
             reread: true,
-            files: BTreeSet::new(),
+            ..Self::default()
         }
     }
 
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        *self == Self::default()
+        !self.rescan && !self.reread && self.files.is_empty()
     }
 }
 
@@ -70,6 +72,8 @@ pub(super) struct Tree {
     places: HashMap<i32, (inotify::WatchDescriptor, Vec<Place>)>,
     /// Files that are open for writing, as far as events tell: they count when they are closed.
     writing: BTreeSet<PathBuf>,
+    /// The file system of the directory, when it was last looked at.
+    device: Option<u64>,
 }
 
 impl Tree {
@@ -80,7 +84,18 @@ impl Tree {
             watches,
             places: HashMap::new(),
             writing: BTreeSet::new(),
+            device: None,
         }
+    }
+
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The number of the directory's file system, as of the last look.
+    pub(super) fn device(&self) -> Option<u64> {
+        self.device
     }
 
     /// Whether a file is being written.
@@ -156,6 +171,9 @@ impl Tree {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF;
         let metadata = fs::metadata(directory)?;
+        if *directory == *self.root {
+            self.device = Some(metadata.dev());
+        }
         if !seen.insert((metadata.dev(), metadata.ino())) {
             return Ok(None);
         }
@@ -177,6 +195,11 @@ impl Tree {
 
     /// Takes an event in.
     pub(super) fn take(&mut self, event: &RawEvent, work: &mut Work) {
+        self.sort(event, work);
+        work.unsettled |= work.rescan;
+    }
+
+    fn sort(&mut self, event: &RawEvent, work: &mut Work) {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             // A close may be among what was lost.
             self.writing.clear();
@@ -219,6 +242,7 @@ impl Tree {
         if format_of(name).is_none() || mask.contains(EventMask::ISDIR) {
             return;
         }
+        work.unsettled |= vanished;
         if mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO) || vanished {
             self.writing.remove(&path);
             work.files.insert(path);

@@ -1,7 +1,7 @@
 //! One client's attempt: connect, ask, read the answer, close. Nonblocking, for loops that hold thousands.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use nix::Error as Errno;
@@ -118,6 +118,12 @@ impl Attempt {
             )),
             Err(error) => Outcome::Broken(format!("{error:#}")),
         }
+    }
+}
+
+impl AsRawFd for Attempt {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

@@ -198,6 +198,11 @@ impl Server {
             .to_vec()
     }
 
+    /// What it saw since this was last asked. It is then no longer in the record, and marks mean nothing: for long runs.
+    pub fn take_seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut *lock(&self.record.seen))
+    }
+
     /// Everything it saw.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen_since(0)

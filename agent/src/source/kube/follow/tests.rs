@@ -1,11 +1,14 @@
-//! Following against a server that plays a script, request by request.
+//! Following against a server that plays a script, request by request: over HTTP here, in this process and with a paused clock in `outage`.
+
+mod fake;
+mod outage;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Config;
+use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -50,9 +53,9 @@ impl Script {
             }
         });
         let config = Config::new(format!("http://{address}").parse().unwrap());
-        let client = Client::try_from(config).unwrap();
+        let client = super::super::client::client(config).unwrap();
         let (sender, events) = mpsc::channel(64);
-        tokio::spawn(follow::<Namespace>(client, sender));
+        tokio::spawn(follow::<Namespace>(access(client).await, sender));
         Self { events, requests }
     }
 
@@ -86,6 +89,15 @@ impl Script {
         };
         timeout(DEADLINE, enough).await.unwrap()
     }
+}
+
+/// Access that always gives this client.
+async fn access(client: Client) -> Arc<Access> {
+    let open = move || -> futures::future::BoxFuture<'static, _> {
+        let client = client.clone();
+        Box::pin(async move { Ok(client) })
+    };
+    Arc::new(Access::by(Box::new(open)).await.unwrap())
 }
 
 /// The path of a request.

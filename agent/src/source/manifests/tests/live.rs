@@ -19,16 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const QUEUE: usize = 16;
 
 /// A directory and the source that watches it.
-struct Live {
-    base: TempDir,
-    root: PathBuf,
+pub(super) struct Live {
+    pub(super) base: TempDir,
+    pub(super) root: PathBuf,
     events: mpsc::Receiver<Event>,
     marks: usize,
 }
 
 impl Live {
     /// Starts a source on `manifests` in a new directory, after `prepare` made it.
-    fn start(prepare: impl FnOnce(&Path)) -> Self {
+    pub(super) fn start(prepare: impl FnOnce(&Path)) -> Self {
         let base = tempfile::tempdir().unwrap();
         let root = base.path().join("manifests");
         prepare(&root);
@@ -43,17 +43,17 @@ impl Live {
     }
 
     /// Starts one on an empty directory, and waits until it has said so.
-    async fn empty() -> Self {
+    pub(super) async fn empty() -> Self {
         let mut live = Self::start(|root| fs::create_dir(root).unwrap());
         assert_eq!(live.until_synced().await, [""; 0]);
         live
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         fs::write(self.root.join(name), text).unwrap();
     }
 
-    async fn next(&mut self) -> Event {
+    pub(super) async fn next(&mut self) -> Event {
         tokio::time::timeout(PATIENCE, self.events.recv())
             .await
             .expect("an event comes in time")
@@ -61,7 +61,7 @@ impl Live {
     }
 
     /// The events up to the one that is expected, it included.
-    async fn until(&mut self, last: &str) -> Vec<String> {
+    pub(super) async fn until(&mut self, last: &str) -> Vec<String> {
         let mut told = Vec::new();
         loop {
             told.push(short(&self.next().await));
@@ -72,7 +72,7 @@ impl Live {
     }
 
     /// The events before all six kinds are synced.
-    async fn until_synced(&mut self) -> Vec<String> {
+    pub(super) async fn until_synced(&mut self) -> Vec<String> {
         let mut told = self.until("=NetworkPolicy").await;
         let kinds = told.split_off(told.len() - Kind::ALL.len());
         let all: Vec<String> = Kind::ALL.iter().map(|kind| format!("={kind}")).collect();
@@ -82,7 +82,7 @@ impl Live {
 
     /// The events so far. A broken file is told behind all objects and the files before it, and so marks the end of what was
     /// done before it was written, in whatever batches the source saw it.
-    async fn told(&mut self) -> Vec<String> {
+    pub(super) async fn told(&mut self) -> Vec<String> {
         self.marks += 1;
         self.write(MARK, &format!("metadata: {{name: mark-{}}}", self.marks));
         let mut told = self.until(&format!("!{}", self.path(MARK))).await;
@@ -90,13 +90,13 @@ impl Live {
         told
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.root.join(name).display().to_string()
     }
 }
 
 /// The last file of all.
-const MARK: &str = "zz-mark.yaml";
+pub(super) const MARK: &str = "zz-mark.yaml";
 
 #[tokio::test]
 async fn files_that_are_there_already() {

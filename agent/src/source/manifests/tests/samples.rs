@@ -5,7 +5,6 @@ use std::path::Path;
 
 use crate::model::Kind;
 use crate::source::Event;
-use crate::source::manifests::tree::Work;
 use crate::source::manifests::worker::Worker;
 
 #[test]
@@ -14,7 +13,7 @@ fn every_sample_is_taken_without_a_word() {
     let inotify = inotify::Inotify::init().unwrap();
     let mut worker = Worker::new(std::path::absolute(directory).unwrap(), inotify.watches());
     let mut kinds = BTreeMap::new();
-    for event in worker.look(Work::everything()).unwrap() {
+    for event in worker.look().unwrap() {
         match event {
             Event::Upsert(object) => *kinds.entry(object.id().kind).or_insert(0) += 1,
             other => panic!("{other:?}"),

@@ -1,0 +1,86 @@
+//! The gate: from a stub to the programs in force, and from them to those that were in force before.
+
+use agent_common::{
+    Reason,
+    gate::{GateWord, slot},
+    limits, protocol,
+};
+use aya_ebpf::{
+    EbpfContext,
+    btf_maps::ProgramArray,
+    programs::{SockAddrContext, TcContext},
+};
+
+use crate::{
+    deliver::{DROP, NEXT},
+    maps::{GATE, GATE_WORD},
+    packet::tcp,
+    report::count_drop,
+    work::Work,
+};
+
+/// The array of one socket hook.
+pub type SocketGate = ProgramArray<{ agent_common::gate::SOCKET_SLOTS as usize }>;
+
+#[inline(always)]
+fn word() -> GateWord {
+    match GATE_WORD.get_ptr(0) {
+        // SAFETY: a map value, read once.
+        Some(word) => GateWord(unsafe { core::ptr::read_volatile(word) }),
+        None => GateWord(0),
+    }
+}
+
+/// Goes on in the program of a TC hook; with none in its slot the packet passes, as if nothing were attached.
+#[inline(always)]
+pub fn enter(ctx: &TcContext, hook: u32) -> i32 {
+    // SAFETY: the programs behind the slots are of the same type, put there by an agent.
+    unsafe { GATE.tail_call(ctx, slot(word().side(), hook)) };
+    NEXT
+}
+
+/// Goes on in the program of a socket hook; with none in its slot the call does.
+#[inline(always)]
+pub fn enter_socket(ctx: &SockAddrContext, gate: &SocketGate) -> i32 {
+    const PROCEED: i32 = 1;
+    // SAFETY: the programs behind the slots have the same type and attach type, put there by an agent.
+    unsafe { gate.tail_call(ctx, word().side()) };
+    PROCEED
+}
+
+/// Whether the packet opens its flow for certain: no packet before it can stand in anybody's tables.
+#[inline(always)]
+pub fn opens(work: &Work) -> bool {
+    work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
+/// The gate's word while flows move here from the tables of another layout, else 0. The programs that they move from read it too, and
+/// have nobody to leave a packet to.
+#[inline(never)]
+pub fn moving() -> u64 {
+    let word = word();
+    if word.handover() && word.layout() == limits::LAYOUT && !cfg!(mutant = "no-handover") {
+        word.0
+    } else {
+        0
+    }
+}
+
+/// Leaves a packet of a flow that these tables do not know to the programs of the other side, which may. `moving` is what [`moving`] said.
+#[inline(always)]
+pub fn hand_over(ctx: &TcContext, moving: u64, hook: u32) -> i32 {
+    // SAFETY: see `enter`.
+    unsafe { GATE.tail_call(ctx, slot(GateWord(moving).other(), hook)) };
+    count_drop(hook, Reason::RewriteFailed as u32, ctx.len());
+    DROP
+}
+
+/// The same for a socket call whose socket these tables do not know. Comes back where nothing moves.
+#[inline(always)]
+pub fn hand_over_socket<C: EbpfContext>(ctx: &C, gate: &SocketGate) {
+    let moving = moving();
+    if moving != 0 {
+        // SAFETY: see `enter_socket`.
+        unsafe { gate.tail_call(ctx, GateWord(moving).other()) };
+    }
+}

@@ -1,0 +1,451 @@
+//! Who peers are and what pods are told, both in one plan.
+//!
+//! Each is made live by words of its own. In between a pod would be judged by the policies that it had, of a peer as it is to be:
+//! that may be neither what held before nor what holds after (a policy is widened and a pod relabelled: one that was allowed and
+//! still is would be cut off). Where it would show, such peers pass through a stage: a group of the plan's own, of which sets
+//! that pods turn away from say what they said of the peer before, and all others what they are to say of it.
+//! Peers go there first, which shows to nobody who turns; then pods turn, each by one word; and with the next plan, after a
+//! grace period, peers go where they belong, which again shows to nobody who turned.
+//!
+//! Here is decided who passes through a stage, as changes of the desired state for the length of one plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_common::{
+    Address, AddressEntry, GROUP_ANY, GroupEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry,
+    RuleKey, SetWord, Verdict, address_kind, limits, pod_flag, rule_bits, set_flag,
+};
+
+use super::{Dirty, Planner};
+use crate::datapath::contents::longest;
+use crate::datapath::{Bits, Contents};
+use crate::desired::{Delta, Desired, STAGED_GROUPS, STAGED_IDENTITIES};
+
+/// What a set says of a group, without the numbers of both.
+type Said = BTreeMap<Bits<RuleKey>, Verdict>;
+
+/// Pods that turn: from a set (none: not isolated) to a set, by slot.
+type Turns = BTreeMap<(Option<u32>, Option<u32>), BTreeSet<u32>>;
+
+/// A peer that becomes somebody else.
+struct Move {
+    /// The group that sets speak of when they speak of it, before and after.
+    groups: (u32, u32),
+    /// Its own slot: a pod is not judged as its own peer.
+    slot: Option<u32>,
+    /// It is written after pods have turned, not before.
+    late: bool,
+}
+
+struct Stage<'a> {
+    planner: &'a Planner,
+    dirty: &'a Dirty,
+    turns: Turns,
+    /// Sets that some pod turns away from.
+    left: BTreeSet<u32>,
+    /// Sets by the groups that dirty rules speak of.
+    fresh: BTreeMap<u32, BTreeSet<u32>>,
+    shows: BTreeMap<(u32, u32, u32, bool), bool>,
+    groups: BTreeMap<(u32, u32), u32>,
+    identities: BTreeMap<u32, u32>,
+    next_group: u32,
+    next_identity: u32,
+    out: Delta,
+}
+
+/// What the desired state must say for one plan; None where nobody passes through a stage.
+pub(super) fn overlay(planner: &Planner, dirty: &Dirty) -> Option<Delta> {
+    if cfg!(mutant = "no-stage") {
+        return None;
+    }
+    let turns = turns(planner, dirty);
+    let words = !dirty.groups.is_empty();
+    let moves = !(dirty.addresses.is_empty() && dirty.prefixes.is_empty());
+    if !(words && moves) && (turns.is_empty() || !(words || moves)) {
+        return None;
+    }
+    let mut fresh: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for key in &dirty.rules {
+        fresh
+            .entry(key.data.group)
+            .or_default()
+            .insert(key.data.set);
+    }
+    let mut stage = Stage {
+        left: turns.keys().filter_map(|(old, _)| *old).collect(),
+        turns,
+        fresh,
+        shows: BTreeMap::new(),
+        groups: BTreeMap::new(),
+        identities: BTreeMap::new(),
+        next_group: planner.mirror.staged().max(STAGED_GROUPS),
+        next_identity: STAGED_IDENTITIES,
+        out: Delta::default(),
+        planner,
+        dirty,
+    };
+    stage.words();
+    stage.addresses();
+    stage.prefixes();
+    let out = stage.out;
+    let rules = planner.mirror.contents.rules.len() + dirty.rules.len() + out.rules.len();
+    let none = out.groups.is_empty();
+    // Without room for it, what is new comes into force all the same: peer by peer.
+    (!none && rules <= limits::RULES as usize).then_some(out)
+}
+
+fn turns(planner: &Planner, dirty: &Dirty) -> Turns {
+    let mut turns = Turns::new();
+    let set = |word: SetWord| (word.flags & set_flag::ISOLATED != 0).then_some(word.set);
+    for slot in &dirty.pods {
+        let now = planner.mirror.contents.pods.get(slot);
+        let (Some(now), Some(wanted)) = (now, planner.desired.pods.get(slot)) else {
+            continue;
+        };
+        if now.flags & pod_flag::USED == 0 || now.ifindex != wanted.ifindex {
+            continue;
+        }
+        for (old, new) in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)] {
+            if old != new {
+                turns.entry((set(old), set(new))).or_default().insert(*slot);
+            }
+        }
+    }
+    turns
+}
+
+/// What a set says of a group.
+fn said(rules: &BTreeMap<Bits<RuleKey>, Verdict>, set: u32, group: u32) -> Said {
+    if group == GROUP_ANY {
+        return Said::new();
+    }
+    let lengths = [rule_bits::GROUP]
+        .into_iter()
+        .chain(rule_bits::PROTOCOL..=rule_bits::PORT);
+    let key = |length, group| Bits {
+        length,
+        data: RuleKey::packet(set, group, 0, 0),
+    };
+    let all = lengths.flat_map(|length| rules.range(key(length, group)..key(length, group + 1)));
+    all.map(|(bits, verdict)| (named(*bits, 0, 0), *verdict))
+        .collect()
+}
+
+fn named(bits: Bits<RuleKey>, set: u32, group: u32) -> Bits<RuleKey> {
+    let data = RuleKey {
+        set,
+        group,
+        ..bits.data
+    };
+    Bits { data, ..bits }
+}
+
+fn pass_the_same(a: &Said, b: &Said) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|((at, one), (there, other))| at == there && one.passes() == other.passes())
+}
+
+fn group_of(desired: &Desired, identity: u32) -> u32 {
+    let entry = desired.groups.get(&identity);
+    entry.map_or(GROUP_ANY, |entry| entry.group)
+}
+
+/// Whether prefixes speak of an address with this entry, in cilium mode.
+fn block(entry: Option<&AddressEntry>) -> bool {
+    entry.is_none_or(|entry| entry.kind > address_kind::HOST)
+}
+
+impl Stage<'_> {
+    fn maps(&self) -> &Contents {
+        &self.planner.mirror.contents
+    }
+
+    /// What a set says while the plan runs: new rules come first, those that go go last.
+    fn meanwhile(&self, set: u32, group: u32) -> Said {
+        let mut said_of = said(&self.maps().rules, set, group);
+        said_of.extend(said(&self.planner.desired.rules, set, group));
+        said_of
+    }
+
+    /// Whether a pod that turns would see the move before it does (early), or only after (late).
+    fn shows(&mut self, a: &Move) -> bool {
+        let (old, new) = a.groups;
+        if old == new {
+            return false;
+        }
+        let turns: Vec<u32> = self
+            .turns
+            .iter()
+            .filter(|(_, slots)| slots.iter().any(|slot| Some(*slot) != a.slot))
+            .filter_map(|((before, after), _)| if a.late { *after } else { *before })
+            .collect();
+        turns.into_iter().any(|set| {
+            let key = (set, old, new, a.late);
+            if let Some(known) = self.shows.get(&key) {
+                return *known;
+            }
+            let (before, after) = if a.late {
+                let after = said(&self.planner.desired.rules, set, new);
+                (self.meanwhile(set, old), after)
+            } else {
+                let before = said(&self.maps().rules, set, old);
+                (before, self.meanwhile(set, new))
+            };
+            let shows = !pass_the_same(&before, &after);
+            self.shows.insert(key, shows);
+            shows
+        })
+    }
+
+    /// The group of peers that move so: those sets that pods turn away from say what they said, the others what they are to.
+    fn group(&mut self, old: u32, new: u32) -> u32 {
+        if let Some(group) = self.groups.get(&(old, new)) {
+            return *group;
+        }
+        let group = self.next_group;
+        self.next_group += 1;
+        self.groups.insert((old, new), group);
+        let mut rules = Vec::new();
+        for set in &self.left {
+            rules.extend(
+                said(&self.maps().rules, *set, old)
+                    .into_iter()
+                    .map(|(bits, v)| (named(bits, *set, group), v)),
+            );
+        }
+        let mirror = &self.planner.mirror;
+        let mut sets: BTreeSet<u32> = mirror.sets_for(new).collect();
+        sets.extend(self.fresh.get(&new).into_iter().flatten());
+        for set in sets.difference(&self.left) {
+            let to_say = said(&self.planner.desired.rules, *set, new);
+            rules.extend(
+                to_say
+                    .into_iter()
+                    .map(|(bits, v)| (named(bits, *set, group), v)),
+            );
+        }
+        for (bits, verdict) in rules {
+            self.out.rules.insert(bits, Some(verdict));
+        }
+        group
+    }
+
+    /// An identity of such a group. None where all are taken.
+    fn identity(&mut self, (old, new): (u32, u32)) -> Option<u32> {
+        let group = self.group(old, new);
+        if let Some(identity) = self.identities.get(&group) {
+            return Some(*identity);
+        }
+        let mirror = &self.planner.mirror;
+        let free = (self.next_identity..limits::IDENTITIES)
+            .find(|n| !mirror.contents.groups.contains_key(n) && mirror.holders(*n) == 0)?;
+        self.next_identity = free + 1;
+        self.identities.insert(group, free);
+        let entry = GroupEntry { group, _zero: 0 };
+        self.out.groups.insert(free, Some(entry));
+        Some(free)
+    }
+
+    /// Whether an identity's word says something else before pods turn, so that who leaves it must leave before.
+    fn rewritten(&self, identity: u32) -> bool {
+        self.dirty.groups.contains(&identity)
+            && self
+                .planner
+                .desired
+                .groups
+                .get(&identity)
+                .is_some_and(|after| self.maps().group_now(identity) != after.group)
+    }
+
+    fn words(&mut self) {
+        let (maps, desired) = (self.maps(), &self.planner.desired);
+        let mut leaving: BTreeMap<u32, usize> = BTreeMap::new();
+        for key in &self.dirty.addresses {
+            let (now, then) = (maps.addresses.get(key), desired.addresses.get(key));
+            if let Some(now) = now.filter(|now| then.map(|e| e.identity) != Some(now.identity)) {
+                *leaving.entry(now.identity).or_default() += 1;
+            }
+        }
+        for key in &self.dirty.prefixes {
+            let (now, then) = (maps.prefixes.get(key), desired.prefixes.get(key));
+            if let Some(now) = now.filter(|now| then.map(|e| e.identity) != Some(now.identity)) {
+                *leaving.entry(now.identity).or_default() += 1;
+            }
+        }
+        for identity in &self.dirty.groups {
+            let left = leaving.get(identity).copied().unwrap_or(0);
+            if self.planner.mirror.holders(*identity) <= left {
+                continue;
+            }
+            let groups = (
+                self.maps().group_now(*identity),
+                group_of(&self.planner.desired, *identity),
+            );
+            let moves = Move {
+                groups,
+                slot: None,
+                late: !self.planner.desired.groups.contains_key(identity),
+            };
+            if self.shows(&moves) {
+                let group = self.group(groups.0, groups.1);
+                let entry = GroupEntry { group, _zero: 0 };
+                self.out.groups.insert(*identity, Some(entry));
+            }
+        }
+    }
+
+    /// The groups that sets speak of when they speak of an address, where it has an entry of its own or, in cilium mode, where prefixes
+    /// give way to it. None where only prefixes speak of it.
+    fn own(&self, key: &Address) -> Option<(u32, u32)> {
+        let (maps, desired) = (self.maps(), &self.planner.desired);
+        let (now, then) = (maps.addresses.get(key), desired.addresses.get(key));
+        let mut old = now.map_or(GROUP_ANY, |e| maps.group_now(e.identity));
+        let mut new = then.map_or(GROUP_ANY, |e| group_of(desired, e.identity));
+        if maps.config.features & agent_common::feature::LITERAL == 0 {
+            let data = Prefix { bytes: key.bytes };
+            match (block(now), block(then)) {
+                (true, true) => return None,
+                (true, false) => {
+                    let found = longest(&maps.prefixes, ADDRESS_BITS, data);
+                    old = found.map_or(GROUP_ANY, |(_, e)| maps.group_now(e.identity));
+                }
+                (false, true) => {
+                    let found = longest(&desired.prefixes, ADDRESS_BITS, data);
+                    new = found.map_or(GROUP_ANY, |(_, e)| group_of(desired, e.identity));
+                }
+                (false, false) => {}
+            }
+        }
+        Some((old, new))
+    }
+
+    /// Whether an address may lead to a slot before pods turn: nobody was judged there yet, or nobody there turns.
+    fn steady(&self, slot: u16) -> bool {
+        !self
+            .turns
+            .values()
+            .any(|slots| slots.contains(&slot.into()))
+    }
+
+    fn addresses(&mut self) {
+        for key in &self.dirty.addresses {
+            let maps = &self.planner.mirror.contents;
+            let desired = &self.planner.desired;
+            let (now, then) = (maps.addresses.get(key), desired.addresses.get(key));
+            if now == then {
+                continue;
+            }
+            let Some(groups) = self.own(key) else {
+                continue;
+            };
+            let slot_of = |entry: Option<&AddressEntry>| {
+                entry.map(|e| e.slot).filter(|s| *s != NO_ADDRESS_SLOT)
+            };
+            let (from, to) = (slot_of(now), slot_of(then));
+            let entered = to.is_some() && to != from;
+            let moves = Move {
+                groups,
+                slot: from.or(to).map(u32::from),
+                late: then.is_none() || entered,
+            };
+            let left = match now {
+                Some(entry) if !block(now) => self.rewritten(entry.identity),
+                _ => longest(&maps.prefixes, ADDRESS_BITS, Prefix { bytes: key.bytes })
+                    .is_some_and(|(_, entry)| block(now) && self.rewritten(entry.identity)),
+            };
+            let joined = then.is_some_and(|entry| {
+                self.out.groups.contains_key(&entry.identity) && !self.fresh_word(entry.identity)
+            });
+            let changes = now.map(|e| e.identity) != then.map(|e| e.identity);
+            let must = changes && groups.0 != groups.1 && (left || joined);
+            if !(must || self.shows(&moves)) || entered && !to.is_some_and(|slot| self.steady(slot))
+            {
+                continue;
+            }
+            let desired = &self.planner.desired;
+            let base = match (now, then) {
+                // Prefixes are not to speak of it before pods have turned.
+                (Some(now), then) if !block(Some(now)) && block(then) => *now,
+                (_, Some(then)) => *then,
+                (Some(now), None) => *now,
+                (None, None) => continue,
+            };
+            let kept = (base.slot != NO_ADDRESS_SLOT)
+                .then(|| u32::from(base.slot))
+                .filter(|slot| !desired.pods.contains_key(slot));
+            if let Some(slot) = kept
+                && let Some(pod) = maps.pods.get(&slot)
+            {
+                // Whoever it is stays until the address has gone.
+                self.out.pods.insert(slot, Some(Pod { epoch: 0, ..*pod }));
+            }
+            if let Some(identity) = self.identity(groups) {
+                let entry = AddressEntry { identity, ..base };
+                self.out.addresses.insert(*key, Some(entry));
+            }
+        }
+    }
+
+    fn fresh_word(&self, identity: u32) -> bool {
+        !self.maps().groups.contains_key(&identity) && self.planner.mirror.holders(identity) == 0
+    }
+
+    fn prefixes(&mut self) {
+        let mut moves = Vec::new();
+        let mut shows = false;
+        for key in &self.dirty.prefixes {
+            let (maps, desired) = (self.maps(), &self.planner.desired);
+            let (now, then) = (maps.prefixes.get(key), desired.prefixes.get(key));
+            if now == then {
+                continue;
+            }
+            let around = |map| {
+                let length = key.length.checked_sub(1)?;
+                longest::<Prefix, PrefixEntry>(map, length, key.data).map(|found| found.1)
+            };
+            let old = now.copied().or_else(|| around(&maps.prefixes));
+            let new = then.copied().or_else(|| around(&desired.prefixes));
+            let groups = (
+                old.map_or(GROUP_ANY, |e| maps.group_now(e.identity)),
+                new.map_or(GROUP_ANY, |e| group_of(desired, e.identity)),
+            );
+            let must = old.is_some_and(|e| self.rewritten(e.identity))
+                || new.is_some_and(|e| {
+                    self.out.groups.contains_key(&e.identity) && !self.fresh_word(e.identity)
+                });
+            let late = then.is_none();
+            shows |= must && groups.0 != groups.1;
+            shows |= self.shows(&Move {
+                groups,
+                slot: None,
+                late,
+            });
+            moves.push((*key, groups));
+        }
+        if !shows {
+            return;
+        }
+        // One within the other: all together, so that what is around one is where it is to be.
+        for (key, groups) in moves {
+            if groups.0 != groups.1
+                && let Some(identity) = self.identity(groups)
+            {
+                let entry = PrefixEntry { identity, _zero: 0 };
+                self.out.prefixes.insert(key, Some(entry));
+            }
+        }
+    }
+}
+
+/// Bits of a full address in `prefixes`.
+const ADDRESS_BITS: u32 = 128;
+
+impl Contents {
+    /// The group of an identity.
+    fn group_now(&self, identity: u32) -> u32 {
+        let entry = self.groups.get(&identity);
+        entry.map_or(GROUP_ANY, |entry| entry.group)
+    }
+}
