@@ -24,7 +24,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use sluice::datapath::attach::{Attacher, Mode};
 use sluice::datapath::cgroup::{self, Sockets};
 use sluice::datapath::conntrack::{self, Table};
-use sluice::datapath::load::{Loaded, load};
+use sluice::datapath::load::{LoadError, Loaded, load};
 use sluice::datapath::object::Sizes;
 use sluice::datapath::pins::{PinError, Pins};
 use sluice::datapath::{Bits, Datapath, DatapathError, KernelDatapath, Write, host};
