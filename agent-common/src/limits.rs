@@ -11,9 +11,10 @@ pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 3 } else { 2 };
 /// Conntrack entries (two per flow) where nobody asks for another number. 262,144 are 131,072 flows, kube-proxy's own minimum
 /// (`conntrack-min`), in about 50 MiB. What the agent asks for by default comes from the machine's memory, see below.
 pub const CONNTRACK: u32 = 262_144;
-/// Bytes that an entry of `conntrack` or `unreplied` takes in the kernel, its place in the table of buckets included: 40 of key, 104 of
-/// value, 64 of the kernel's own (`htab_map_mem_usage`).
-pub const CONNTRACK_ENTRY_BYTES: u64 = 208;
+/// Bytes that an entry of `conntrack` or `unreplied` takes in the kernel, at most (`htab_map_mem_usage`): 40 of key, 104 of value, 48 of
+/// the kernel's own, and a bucket of 16, of which there are up to twice as many as entries. Held against the kernel's word in the
+/// kernel tier.
+pub const CONNTRACK_ENTRY_BYTES: u64 = 224;
 /// Both tables together get one part in so many of the machine's memory: 0.4 %, between Cilium's 0.25 % for all its maps
 /// (`bpf-map-dynamic-size-ratio`) and the 0.8 % that kube-proxy's 32,768 connections a core come to on 4 GiB a core.
 pub const CONNTRACK_MEMORY_PART: u64 = 256;

@@ -24,7 +24,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use sluice::datapath::attach::{Attacher, Mode};
 use sluice::datapath::cgroup::{self, Sockets};
 use sluice::datapath::conntrack::{self, Table};
-use sluice::datapath::load::{Loaded, load};
+use sluice::datapath::load::{LoadError, Loaded, load};
 use sluice::datapath::object::Sizes;
 use sluice::datapath::pins::{PinError, Pins};
 use sluice::datapath::{Bits, Datapath, DatapathError, KernelDatapath, Write, host};
@@ -289,8 +289,9 @@ fn pins_that_differ_are_refused_and_left_alone() {
     fs::rename(pins.map("programs"), pins.map("services")).unwrap();
     let error = load(&pins, &Sizes::default(), &Timeouts::DEFAULT)
         .map(|_| ())
-        .unwrap_err()
-        .to_string();
+        .unwrap_err();
+    assert!(matches!(error, LoadError::Pins(PinError::Differs { .. })));
+    let error = error.to_string();
     assert!(
         error.contains("map type") && error.contains("value size: 4 pinned, 8 wanted"),
         "{error}"

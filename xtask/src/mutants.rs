@@ -77,6 +77,20 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    Mutant {
+        name: "no-share",
+        removes: "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "shares::a_pod_at_its_share_goes_on_among_the_unanswered",
+        root: true,
+    },
+    Mutant {
+        name: "gc-without-recheck",
+        removes: "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
+        cargo: &["--package", "tests", "--test", "kernel"],
+        test: "flows::a_flow_that_comes_back_while_it_is_collected_stays",
+        root: true,
+    },
     // The same once more: what the soak is worth. `cargo xtask soak --break=no-epoch` is this by hand.
     Mutant {
         name: "no-epoch",
