@@ -50,7 +50,7 @@ pub fn judge(work: &mut Work) -> u32 {
 }
 
 /// [`judge`], as a function that the verifier walks once and by itself (see `work.rs`).
-#[unsafe(no_mangle)]
+#[cfg_attr(not(mutant = "walked-on-each-path"), unsafe(no_mangle))]
 #[inline(never)]
 extern "C" fn judge_flow(work: *mut Work) -> u32 {
     // SAFETY: see `alone`.

@@ -57,6 +57,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
         root: true,
     },
+    Mutant {
+        name: "walked-on-each-path",
+        removes: "agent-ebpf/src/{policy,service}.rs: the linkage by which the verifier walks the large steps once",
+        cargo: &["--package", "tests", "--test", "packets"],
+        test: "verifier::every_program_passes_the_verifier_within_its_bound",
+        root: true,
+    },
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",
