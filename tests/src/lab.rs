@@ -45,6 +45,15 @@ use self::node::{Node, NodeOptions, Peer};
 use self::owner::LabId;
 use self::wire::Wire;
 
+/// Names how many times longer than elsewhere things may take: in an emulated machine the verifier alone takes most of a minute.
+const PATIENCE_VARIABLE: &str = "SLUICE_LAB_PATIENCE";
+
+/// How many times longer than elsewhere things may take on this machine; 1 unless it is emulated.
+pub fn patience() -> u32 {
+    let times = std::env::var(PATIENCE_VARIABLE).ok();
+    times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Locks a mutex, also after a panic of another holder: the lab's data are counters and lists that stay valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -14,24 +14,16 @@ use super::netns::Netns;
 use super::node::Node;
 use super::notify::Notify;
 use super::process::Process;
-use super::{bpffs, program};
+use super::{bpffs, patience, program};
 
 /// Names the `sluice` binary, if it is not beside the running executable.
 const BINARY_VARIABLE: &str = "SLUICE_BIN";
 /// How long an agent may take from its start to `READY=1`.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
-/// Names how many times longer an agent may take to start: in an emulated machine the verifier alone takes most of a minute.
-const PATIENCE_VARIABLE: &str = "SLUICE_LAB_PATIENCE";
 /// How long an agent may take from SIGTERM to its end.
 const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
 /// Lines of the agent's log that an error quotes.
 const LOG_TAIL: usize = 30;
-
-/// [`READY_DEADLINE`], as often as the machine needs it.
-fn ready_deadline() -> Duration {
-    let times = std::env::var(PATIENCE_VARIABLE).ok();
-    READY_DEADLINE * times.and_then(|times| times.parse().ok()).unwrap_or(1)
-}
 
 /// Where an agent's objects come from.
 #[derive(Debug, Clone)]
@@ -135,7 +127,7 @@ impl Agent {
     /// There is no binary, or the agent ended or was not ready in time: the error quotes its log.
     pub fn start(node: &Node, plan: AgentPlan) -> Result<Self> {
         let mut agent = Self::launch(node, plan)?;
-        agent.wait_ready(ready_deadline())?;
+        agent.wait_ready(READY_DEADLINE * patience())?;
         Ok(agent)
     }
 
@@ -245,7 +237,7 @@ impl Agent {
         self.notify = Notify::bind(self.notify.path())?;
         self.process = spawn(&plan, &self.netns, &self.notify, &self.log)?;
         self.plan = plan;
-        self.wait_ready(ready_deadline())
+        self.wait_ready(READY_DEADLINE * patience())
     }
 
     /// Runs `sluice --socket PATH ARGS -o json` and answers what it printed.

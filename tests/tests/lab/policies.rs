@@ -6,6 +6,7 @@ use agent_common::Reason;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::lab::manifests::{self, network_policy};
+use tests::lab::patience;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
 
@@ -291,13 +292,13 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
     {
         let hold = |name: &str| -> Result<Held> {
             let mut plan = HoldPlan::new(to, HELD);
-            plan.deadline = Duration::from_millis(400);
+            plan.deadline = Duration::from_millis(400) * patience();
             Held::start(scene.netns(name)?, plan)
         };
         // These wait long enough to live through a policy.
         let patient = {
             let mut plan = HoldPlan::new(other, HELD);
-            plan.deadline = Duration::from_secs(20);
+            plan.deadline = Duration::from_secs(20) * patience();
             Held::start(scene.netns("client")?, plan)?
         };
         let (client, friend) = (hold("client")?, hold("friend")?);
@@ -310,7 +311,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         let before = scene.pinned().drops(Reason::PolicyIngress)?;
         scene.apply([&only])?;
         let mark = server.mark();
-        let cut = client.wait_for_failures(HELD, CUT);
+        let cut = client.wait_for_failures(HELD, CUT * patience());
         ensure!(
             cut == HELD,
             "{to}: {cut} of {HELD} held connections were cut: {:?}",
@@ -339,7 +340,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         let rounds = patient.rounds();
         scene.remove([&only])?;
         // TCP sends again what the policy swallowed.
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE * patience();
         while patient.rounds() < rounds + HELD as u64 {
             ensure!(
                 Instant::now() < end && patient.failed() == 0,
@@ -352,7 +353,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         // A relabel takes away what a label gave.
         scene.apply([&only])?;
         let rounds = friend.rounds();
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE * patience();
         while friend.rounds() < rounds + HELD as u64 {
             ensure!(
                 Instant::now() < end && friend.failed() == 0,
@@ -363,7 +364,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         }
         scene.relabel("friend", &[("app", "foe")])?;
         ensure!(
-            friend.wait_for_failures(HELD, CUT) == HELD,
+            friend.wait_for_failures(HELD, CUT * patience()) == HELD,
             "{:?}",
             friend.connections()
         );
