@@ -38,9 +38,10 @@ enum End {
 impl End {
     fn send(&mut self) -> Result<()> {
         match self {
-            Self::Tcp(stream) => Ok(stream.write_all(WORD)?),
-            Self::Udp(socket) => Ok(ensure!(socket.send(WORD)? == WORD.len())),
+            Self::Tcp(stream) => stream.write_all(WORD)?,
+            Self::Udp(socket) => ensure!(socket.send(WORD)? == WORD.len()),
         }
+        Ok(())
     }
 
     /// The other end's word; None where nothing is there in time.
@@ -63,10 +64,11 @@ impl End {
     /// Whether to wait for words that are still to come, or only to look.
     fn patient(&self, patient: bool) -> Result<()> {
         let timeout = Some(if patient { DEADLINE } else { POLL });
-        Ok(match self {
+        match self {
             Self::Tcp(stream) => stream.set_read_timeout(timeout)?,
             Self::Udp(socket) => socket.set_read_timeout(timeout)?,
-        })
+        }
+        Ok(())
     }
 }
 
