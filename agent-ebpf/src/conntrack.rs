@@ -111,26 +111,35 @@ fn close_partner(key: &Tuple, reset: u32, same: u32) -> u32 {
     1
 }
 
-/// Whether both local ends were judged in the epoch that is in force: one array look-up for each local end.
+/// Whether both local ends were judged in the epoch that is in force: one array look-up for each local end. `ifindex` is the link of
+/// the pod whose packets look like the entry's key: that end must have been judged as the pod of this link, whose address may have
+/// been nobody's then, or another's. The other end has a link of its own, and is held to the same there.
 #[inline(always)]
-pub fn judged(flow: &Flow) -> bool {
+pub fn judged(flow: &Flow, ifindex: u32) -> bool {
     if cfg!(mutant = "no-epoch") {
         return true;
     }
-    if flow.flags & flow_flag::SELF != 0 {
+    // Policy applies neither to a pod that talks to itself nor to what this host opens.
+    if flow.flags & (flow_flag::SELF | flow_flag::HOST) != 0 {
         return true;
     }
+    let reply = flow.flags & flow_flag::REPLY != 0;
     if flow.opener != NO_SLOT {
         match pod(flow.opener) {
-            Some(pod) if epoch(pod) == flow.egress.epoch => {}
+            Some(pod) if epoch(pod) == flow.egress.epoch && (reply || pod.ifindex == ifindex) => {}
             _ => return false,
         }
+    } else if !reply {
+        return false;
     }
     if flow.responder != NO_SLOT {
         match pod(flow.responder) {
-            Some(pod) if epoch(pod) == flow.ingress.epoch => {}
+            Some(pod) if epoch(pod) == flow.ingress.epoch && (!reply || pod.ifindex == ifindex) => {
+            }
             _ => return false,
         }
+    } else if reply {
+        return false;
     }
     true
 }

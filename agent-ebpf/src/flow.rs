@@ -1,7 +1,7 @@
 //! Making a flow.
 
 use agent_common::{
-    Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
+    Address, Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
     lookup::Tables, path, pod_flag,
 };
 
@@ -9,7 +9,7 @@ use crate::{
     conntrack::{forget, partner},
     maps::UNREPLIED,
     nat::set_deltas,
-    policy::judge,
+    policy::{judge, slot_of},
     report::{count, count_many, event, now},
     service::{choose, own},
     tables::{Maps, pod},
@@ -58,9 +58,10 @@ pub fn open(work: &mut Work, ifindex: u32) -> Opened {
 
 /// Whether both ends are local pods whose links take a redirect: then the flow goes from one to the other directly. A flow
 /// that was found in the middle stays in the stack, which may have seen its beginning; and so does one whose first packet came
-/// through the stack, which may have translated it: its answers must be translated back there.
+/// through the stack, which may have translated it: its answers must be translated back there. What a router sends on for somebody
+/// else stays there too: the stack knows which way answers go.
 #[inline(always)]
-fn direct(flow: &Flow, hook: u32) -> bool {
+fn direct(flow: &Flow, hook: u32, source: &Address) -> bool {
     if hook != hook::FROM_POD
         || flow.opener == NO_SLOT
         || flow.responder == NO_SLOT
@@ -69,7 +70,11 @@ fn direct(flow: &Flow, hook: u32) -> bool {
         return false;
     }
     match (pod(flow.opener), pod(flow.responder)) {
-        (Some(a), Some(b)) => a.flags & b.flags & pod_flag::REDIRECT != 0,
+        (Some(a), Some(b)) => {
+            a.flags & b.flags & pod_flag::REDIRECT != 0
+                && (a.flags & pod_flag::ANY_SOURCE == 0
+                    || slot_of(Maps.address(source)) == flow.opener)
+        }
         _ => false,
     }
 }
@@ -79,7 +84,7 @@ fn direct(flow: &Flow, hook: u32) -> bool {
 fn insert(work: &mut Work, ifindex: u32) -> u32 {
     let now = now();
     let key = work.forward_key;
-    let peer = direct(&work.forward, work.hook);
+    let peer = direct(&work.forward, work.hook, &key.source);
     let forward = &mut work.forward;
     forward.path = if peer { path::PEER } else { path::STACK };
     forward.deliver = if peer { forward.responder } else { NO_SLOT };
@@ -96,14 +101,11 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
     reply.new_destination_port_be = key.source_port_be;
     reply.deliver = if peer { reply.opener } else { NO_SLOT };
     reply.ifindex = match pod(reply.responder) {
+        // The pod at this link, be it that nobody knows its address or that this host opens the flow and has it unjudged.
+        _ if work.here_responds != 0 => work.ifindex,
         Some(pod) if reply.responder != NO_SLOT => pod.ifindex,
         _ => match Maps.address(&work.reply_key.source) {
             Some(entry) if entry.kind == address_kind::HOST => THIS_HOST,
-            // The responder is a local pod that the host talks to: its packets enter by its link.
-            Some(entry) if entry.kind == address_kind::LOCAL_POD => match pod(entry.slot as u32) {
-                Some(pod) => pod.ifindex,
-                None => 0,
-            },
             _ => 0,
         },
     };
@@ -183,8 +185,11 @@ pub fn midstream(work: &mut Work, ifindex: u32) -> u32 {
         return work.reason;
     }
     work.forward_key = work.tuple.reversed();
+    work.here_responds ^= 1;
     let entry = Maps.address(&work.forward_key.source);
     let enters = match entry {
+        // The opener is the pod at this link, whether or not anybody knows its address.
+        _ if work.here_responds == 0 => work.ifindex,
         Some(entry) if entry.kind == address_kind::LOCAL_POD => match pod(entry.slot as u32) {
             Some(pod) => pod.ifindex,
             None => 0,

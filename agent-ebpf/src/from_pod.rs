@@ -34,7 +34,7 @@ pub fn established(ctx: &TcContext) -> i32 {
     let flow = unsafe { &mut *flow };
     let kind = header.tuple.protocol;
     if flow.ifindex != skb(ctx).ifindex
-        || !judged(flow)
+        || !judged(flow, skb(ctx).ifindex)
         || !backend_holds(flow, kind)
         || reopens(flow, header.tcp_flags)
     {
@@ -68,6 +68,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         // Not a pod's link, or not any more.
         return NEXT;
     };
+    work.here = slot;
     match parsed {
         Parsed::Flow => {}
         Parsed::Neighbour if on_link(&work.tuple.destination) => {
@@ -100,6 +101,11 @@ pub fn new(ctx: &TcContext) -> i32 {
     if let Some(flow) = found {
         // SAFETY: a map value; see `established`.
         let flow = unsafe { &mut *flow };
+        // The sender's address was nobody's when the flow was made: it is the same flow, to be judged at this link. As a new one it
+        // would be taken for one that the sender opens.
+        if flow.ifindex == 0 {
+            flow.ifindex = work.ifindex;
+        }
         // Opened when nobody had the service's address yet: it would never come to a backend.
         let untranslated = flow.backend == NO_BACKEND
             && flow.flags & flow_flag::REPLY == 0
@@ -167,6 +173,8 @@ pub fn begin(ctx: &TcContext, work: &mut Work, header: &Header, hook: u32) {
     work.length = ctx.len();
     work.ifindex = skb(ctx).ifindex;
     work.hook = hook;
+    work.here = NO_SLOT;
+    work.here_responds = 0;
     work.reason = 0;
     work.flags = 0;
     work.forward = Flow::NONE;
@@ -191,7 +199,7 @@ fn send(ctx: &TcContext, work: &mut Work) -> i32 {
 #[inline(always)]
 fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
     let kind = work.tuple.protocol;
-    if !judged(flow) {
+    if !judged(flow, work.ifindex) {
         let reason = again(work, flow);
         if reason != 0 {
             work.reason = reason;
@@ -220,10 +228,11 @@ pub fn again(work: &mut Work, flow: &mut Flow) -> u32 {
     again_from(work, flow, flow.flags & flow_flag::REPLY != 0, work.tuple)
 }
 
-/// [`again`] for an entry that was found under `key`.
+/// [`again`] for an entry that was found under `key`, which is how packets look that the pod at this link sends.
 #[inline(always)]
 pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool, key: agent_common::Tuple) -> u32 {
     work.forward = *flow;
+    work.here_responds = reply as u32;
     if reply {
         // The opener's packets, as the responder sees them, are this one's reverse; the opener itself is where replies go.
         work.forward_key = crate::conntrack::partner(flow, key.protocol);

@@ -39,7 +39,8 @@ fn peer(word: SetWord, address: &Address, kind: u8, port_be: u16) -> Verdict {
 }
 
 /// Judges the flow of `work.forward`, which holds its ends after translation in `new_destination` and, in
-/// `work.forward_key.source`, the opener. Finds the ends' slots anew. Stores epochs, rules and slots in `work.forward`
+/// `work.forward_key.source`, the opener. Finds the ends' slots anew: the end at the hook's link is the link's pod, whoever has its
+/// address (while its route is gone, nobody has); the other is whose address it is. Stores epochs, rules and slots in `work.forward`
 /// and the verdicts in `work`. 0: allowed; else the reason.
 ///
 /// The epoch is read before anything that it vouches for. The set is read before the peer's address and group: a change of policy writes
@@ -61,14 +62,20 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
     let responder_address: Address = work.forward.new_destination;
     let port_be = work.forward.new_destination_port_be;
     let kind = work.forward_key.protocol;
-    let opener_entry = Maps.address(&opener_address);
-    let responder_entry = Maps.address(&responder_address);
     let host = work.forward.flags & flow_flag::HOST != 0;
-    let opener = if host { NO_SLOT } else { slot_of(opener_entry) };
+    let opener = if host {
+        NO_SLOT
+    } else if work.here_responds == 0 {
+        work.here
+    } else {
+        slot_of(Maps.address(&opener_address))
+    };
     let responder = if host {
         NO_SLOT
+    } else if work.here_responds != 0 {
+        work.here
     } else {
-        slot_of(responder_entry)
+        slot_of(Maps.address(&responder_address))
     };
     work.egress = Verdict::OPEN;
     work.ingress = Verdict::OPEN;

@@ -31,7 +31,7 @@ pub fn established(ctx: &TcContext) -> i32 {
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
-    if !judged(flow) || reopens(flow, header.tcp_flags) || borrowed(ctx, flow) {
+    if !judged(flow, skb(ctx).ifindex) || reopens(flow, header.tcp_flags) || borrowed(ctx, flow) {
         return tail_call(ctx, hook::TO_POD, hook::slot::NEW_TO_POD);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
@@ -99,6 +99,8 @@ pub fn new(ctx: &TcContext) -> i32 {
     let Some(slot) = link(work.ifindex) else {
         return NEXT;
     };
+    work.here = slot;
+    work.here_responds = 1;
     // Made on this host, and so by no interface: the host reaches its pods whatever policy says.
     let host = skb(ctx).ingress_ifindex == 0;
     match parsed {
@@ -135,7 +137,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             if borrowed(ctx, flow) {
                 return drop_packet(ctx, work, Reason::SourceMartian);
             }
-            if !host && !judged(flow) {
+            if !host && !judged(flow, work.ifindex) {
                 let reply = flow.flags & flow_flag::REPLY != 0;
                 let key = work.forward_key;
                 let reason = again_from(work, flow, reply, key);

@@ -26,6 +26,10 @@ pub struct Work {
     pub hook: u32,
     /// Interface of the hook.
     pub ifindex: u32,
+    /// Slot of the pod whose link the hook is on; [`agent_common::NO_SLOT`] at an uplink, where nothing is judged.
+    pub here: u32,
+    /// 1: that pod is the flow's responder; 0: its opener.
+    pub here_responds: u32,
     /// Length of the packet.
     pub length: u32,
     /// Offset of the transport header.

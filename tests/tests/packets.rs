@@ -39,5 +39,7 @@ mod policy;
 mod services;
 #[path = "packets/shares.rs"]
 mod shares;
+#[path = "packets/unknown.rs"]
+mod unknown;
 #[path = "packets/verifier.rs"]
 mod verifier;

@@ -66,6 +66,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::policy::ROWS,
         super::services::ROWS,
         super::shares::ROWS,
+        super::unknown::ROWS,
     ]
     .into_iter()
     .flatten()
