@@ -2,8 +2,8 @@
 //!
 //! The object is built by the toolchain that builds the agent, where that has the standard library's source (`rust-src`), else
 //! by the linked toolchain `ebpf`. Its build directory lies beside those of the profiles, so that debug, release and clippy
-//! share one object. `SLUICE_MUTANT=NAME` builds both halves with `--cfg mutant="NAME"`, in a directory of its own;
-//! `SLUICE_EBPF_LOG=1` builds programs that write lines through aya-log, in debug builds.
+//! share one object. `SLUICE_MUTANTS=1` builds both halves with `--cfg mutants`, `SLUICE_EBPF_LOG=1` programs that write lines through
+//! aya-log: each in a directory of its own, in debug builds.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -49,21 +49,19 @@ fn build() -> Result<(), String> {
             workspace.join(input).display()
         );
     }
-    println!("cargo::rerun-if-env-changed=SLUICE_MUTANT");
+    println!("cargo::rerun-if-env-changed=SLUICE_MUTANTS");
     println!("cargo::rerun-if-env-changed=SLUICE_EBPF_LOG");
     // Programs that write lines are for work on them: slower, and open to a flood of log lines.
-    let log = env::var_os("SLUICE_EBPF_LOG").is_some_and(|value| value == "1");
-    if log && env::var("PROFILE").is_ok_and(|profile| profile == "release") {
-        return Err("SLUICE_EBPF_LOG is for debug builds only".to_owned());
-    }
-    let mutant = mutant()?;
-    if let Some(name) = &mutant {
-        println!("cargo::rustc-cfg=mutant=\"{name}\"");
+    let log = debug_only("SLUICE_EBPF_LOG")?;
+    // What guards something can be switched off in these.
+    let mutants = debug_only("SLUICE_MUTANTS")?;
+    if mutants {
+        println!("cargo::rustc-cfg=mutants");
     }
 
     let linker = linker()?;
     let next = env::var_os("CARGO_FEATURE_LAYOUT_NEXT").is_some();
-    let target_dir = target_dir(&out, mutant.as_deref(), next, log)?;
+    let target_dir = target_dir(&out, mutants, next, log)?;
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
@@ -74,9 +72,8 @@ fn build() -> Result<(), String> {
         // The linker makes BTF from debug information, also that of the map types in agent-common.
         "-Cdebuginfo=2".to_owned(),
     ];
-    if let Some(name) = &mutant {
-        flags.push("--cfg".to_owned());
-        flags.push(format!("mutant=\"{name}\""));
+    if mutants {
+        flags.extend(["--cfg", "mutants"].map(str::to_owned));
     }
 
     let mut cargo = toolchain()?;
@@ -108,37 +105,34 @@ fn build() -> Result<(), String> {
     Ok(())
 }
 
-/// The mutant asked for: a name of letters, digits and dashes, as it becomes a directory and a flag.
-fn mutant() -> Result<Option<String>, String> {
-    match env::var("SLUICE_MUTANT") {
-        Err(env::VarError::NotPresent) => Ok(None),
-        Ok(name) if name.is_empty() => Ok(None),
-        Ok(name)
-            if name
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') =>
-        {
-            Ok(Some(name))
-        }
-        other => Err(format!("SLUICE_MUTANT is not a mutant's name: {other:?}")),
+/// Whether the variable asks for what releases must not have.
+fn debug_only(variable: &str) -> Result<bool, String> {
+    let wanted = env::var_os(variable).is_some_and(|value| value == "1");
+    if wanted && env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        return Err(format!("{variable} is for debug builds only"));
     }
+    Ok(wanted)
 }
 
-/// `target/ebpf`, `target/ebpf-log`, or `target/ebpf-mutants/NAME`, each with `-next` behind it for the tests' next layout: beside the
-/// profile directory that `OUT_DIR` lies in.
-fn target_dir(out: &Path, mutant: Option<&str>, next: bool, log: bool) -> Result<PathBuf, String> {
+/// `target/ebpf`, with `-log`, `-mutants` and `-next` (the tests' next layout) behind it: beside the profile directory that `OUT_DIR`
+/// lies in.
+fn target_dir(out: &Path, mutants: bool, next: bool, log: bool) -> Result<PathBuf, String> {
     let target = out
         .ancestors()
         .find(|ancestor| ancestor.file_name() == Some(OsStr::new("build")))
         .and_then(Path::parent)
         .and_then(Path::parent)
         .ok_or_else(|| format!("cannot find the target directory above {}", out.display()))?;
-    let suffix = if next { "-next" } else { "" };
-    Ok(match mutant {
-        None if log => target.join(format!("ebpf-log{suffix}")),
-        None => target.join(format!("ebpf{suffix}")),
-        Some(name) => target.join("ebpf-mutants").join(format!("{name}{suffix}")),
-    })
+    let suffixes = [(log, "-log"), (mutants, "-mutants"), (next, "-next")];
+    let name: String = std::iter::once("ebpf")
+        .chain(
+            suffixes
+                .iter()
+                .filter(|(on, _)| *on)
+                .map(|(_, suffix)| *suffix),
+        )
+        .collect();
+    Ok(target.join(name))
 }
 
 /// The linker, on PATH or where `cargo install` puts it.

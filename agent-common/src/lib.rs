@@ -42,6 +42,7 @@ pub mod hook;
 pub mod layout;
 pub mod limits;
 pub mod lookup;
+pub mod mutant;
 mod pod;
 mod policy;
 mod reason;

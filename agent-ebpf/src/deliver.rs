@@ -2,7 +2,7 @@
 
 use agent_common::{Flow, NO_SLOT, Reason, Tuple, hook};
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_redirect_peer,
     programs::TcContext,
 };
@@ -16,12 +16,18 @@ use crate::{
 };
 
 /// On to the next program, and then the stack: never "OK", which would skip the programs of others.
-#[cfg(not(mutant = "pass-means-ok"))]
 pub const NEXT: i32 = TC_ACT_UNSPEC;
-#[cfg(mutant = "pass-means-ok")]
-pub const NEXT: i32 = aya_ebpf::bindings::TC_ACT_OK;
 /// Gone.
 pub const DROP: i32 = TC_ACT_SHOT;
+
+/// What a program ends with: its verdict.
+#[inline(always)]
+pub fn leave(verdict: i32) -> i32 {
+    if crate::mutant::removed!("pass-means-ok") && verdict == NEXT {
+        return TC_ACT_OK;
+    }
+    verdict
+}
 
 /// Sends an allowed packet of a flow on its way: rewritten where the entry says so, into the local pod that it names or to the
 /// stack. The entry was judged for both local ends before this is called; `to_pod` does not see what is redirected.

@@ -109,7 +109,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         // Opened when nobody had the service's address yet: it would never come to a backend.
         let untranslated = flow.backend == NO_BACKEND
             && flow.flags & flow_flag::REPLY == 0
-            && !cfg!(mutant = "untranslated")
+            && !crate::mutant::removed!("untranslated")
             && is_cluster_ip(&work.tuple.destination);
         if flow.ifindex == work.ifindex && !reopens(flow, work.tcp_flags) && !untranslated {
             if backend_holds(flow, work.tuple.protocol) {

@@ -59,7 +59,8 @@ pub fn opens(work: &Work) -> bool {
 #[inline(never)]
 pub fn moving() -> u64 {
     let word = word();
-    if word.handover() && word.layout() == limits::LAYOUT && !cfg!(mutant = "no-handover") {
+    if word.handover() && word.layout() == limits::LAYOUT && !crate::mutant::removed!("no-handover")
+    {
         word.0
     } else {
         0

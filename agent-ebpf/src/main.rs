@@ -27,6 +27,7 @@ mod gate;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
+mod mutant;
 mod nat;
 mod packet;
 mod policy;
@@ -65,37 +66,37 @@ pub fn stub_from_uplink(ctx: TcContext) -> i32 {
 /// What a pod sends: established flows.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    from_pod::established(&ctx)
+    deliver::leave(from_pod::established(&ctx))
 }
 
 /// What reaches a pod through the stack: established flows.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    to_pod::established(&ctx)
+    deliver::leave(to_pod::established(&ctx))
 }
 
 /// What comes from outside: established flows.
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    from_uplink::established(&ctx)
+    deliver::leave(from_uplink::established(&ctx))
 }
 
 /// What a pod sends: the rest.
 #[classifier]
 pub fn new_from_pod(ctx: TcContext) -> i32 {
-    from_pod::new(&ctx)
+    deliver::leave(from_pod::new(&ctx))
 }
 
 /// What reaches a pod through the stack: the rest.
 #[classifier]
 pub fn new_to_pod(ctx: TcContext) -> i32 {
-    to_pod::new(&ctx)
+    deliver::leave(to_pod::new(&ctx))
 }
 
 /// What comes from outside: the rest.
 #[classifier]
 pub fn new_from_uplink(ctx: TcContext) -> i32 {
-    from_uplink::new(&ctx)
+    deliver::leave(from_uplink::new(&ctx))
 }
 
 /// Turns a packet into its own rejection.

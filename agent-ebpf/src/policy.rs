@@ -120,7 +120,7 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
         work.ingress = verdict;
         work.forward.ingress.epoch = at;
         work.forward.ingress.rule = verdict.rule;
-        let unguarded = cfg!(mutant = "redirect-without-ingress") && opener != NO_SLOT;
+        let unguarded = crate::mutant::removed!("redirect-without-ingress") && opener != NO_SLOT;
         if !(verdict.passes() || unguarded) {
             return denial(word, Reason::PolicyIngress);
         }

@@ -189,7 +189,7 @@ pub fn ingress_set(pod: &Pod) -> SetWord {
 /// Whether the pod of a slot may take one flow more of `conntrack`. Without a slot there is no bound.
 #[inline(always)]
 pub fn has_room(slot: u32) -> bool {
-    if cfg!(mutant = "no-share") {
+    if crate::mutant::removed!("no-share") {
         return true;
     }
     match SHARES.get_ptr(slot) {

@@ -21,6 +21,7 @@ pub mod desired;
 pub mod dump;
 pub mod local;
 pub mod model;
+pub mod mutant;
 pub mod observe;
 pub mod oracle;
 pub mod plan;

@@ -326,7 +326,7 @@ impl Reconciler {
 
     fn complete(&self) -> bool {
         let synced = self.kinds.values().all(|kind| kind.synced);
-        self.local_known && (synced || cfg!(mutant = "prune-before-sync"))
+        self.local_known && (synced || crate::mutant::removed("prune-before-sync"))
     }
 
     fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {

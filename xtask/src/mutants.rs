@@ -1,10 +1,11 @@
 //! `cargo xtask test mutants`: each mechanism that guards something is removed in turn, and a test must notice.
 //!
-//! A mutant is a switch at build time: `SLUICE_MUTANT=name`, which `agent/build.rs` turns into `--cfg mutant="name"`
-//! for both halves. Adding one takes the `#[cfg(not(mutant = "name"))]` around the mechanism and a row here.
-//! All are built in the ordinary target directory, where only what the switch changes is built again.
+//! One build has them all (`SLUICE_MUTANTS=1`, see `agent/build.rs`), and `SLUICE_MUTANT=name` chooses when a test runs. Adding one
+//! takes `mutant::removed("name")` around the mechanism (in the programs `removed!("name")`) and a row here.
+//! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -91,14 +92,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: "flows::a_flow_that_comes_back_while_it_is_collected_stays",
         root: true,
     },
-    // The same once more: what the soak is worth. `cargo xtask soak --break=no-epoch` is this by hand.
-    Mutant {
-        name: "no-epoch",
-        removes: "agent-ebpf/src/conntrack.rs: as above, to be noticed among random changes and kills",
-        cargo: &["--package", "tests", "--test", "soak"],
-        test: "half_a_minute_of_a_known_seed_is_clean",
-        root: true,
-    },
     Mutant {
         name: "untranslated",
         removes: "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
@@ -145,7 +138,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     unit(
         "reuse-while-pointed",
-        "agent/src/compile/enforcement.rs: the rest of numbers that something may still point to because a write failed",
+        "agent/src/compile/binding.rs: the rest of numbers that something may still point to because a write failed",
         "plan::tests::faults::changes_under_a_fault_that_lasts_are_never_torn_and_made_good_when_it_ends",
     ),
     unit(
@@ -215,15 +208,29 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
 ];
 
-/// The longest that one mutant's test may take, without its build.
+/// The longest that one mutant's test may take.
 const BOUND: Duration = Duration::from_mins(10);
+/// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
+const AT_A_TIME: usize = 2;
+/// Asks `agent/build.rs` for both halves with their switches.
+pub(crate) const BUILD: (&str, &str) = ("SLUICE_MUTANTS", "1");
+/// Says which mechanism a process of such a build runs without; empty for none.
+pub(crate) const CHOICE: &str = "SLUICE_MUTANT";
 
-/// Runs the mutants whose name contains `only`, then each of their tests once more with nothing removed.
+/// One run of a mutant's test.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    mutant: &'static Mutant,
+    /// Whether its mechanism is removed; else the test must pass, since one that fails anyway proves nothing.
+    removed: bool,
+}
+
+/// Runs the mutants whose name contains `only`, and each of their tests once more with nothing removed.
 ///
 /// # Errors
-/// When there is none to run.
+/// When there is none to run, or the programs do not build.
 pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
-    let chosen: Vec<&Mutant> = MUTANTS
+    let chosen: Vec<&'static Mutant> = MUTANTS
         .iter()
         .filter(|mutant| only.is_none_or(|part| mutant.name.contains(part)))
         .collect();
@@ -234,64 +241,195 @@ pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
         );
     }
     let started = Instant::now();
-    let mut total = Outcome::default();
-    for mutant in &chosen {
-        match survives(mutant) {
-            None => {
-                println!("mutant {}: caught by {}", mutant.name, mutant.test);
-                total.passed += 1;
-            }
-            Some(why) => total.trouble(format!(
-                "mutant {} ({}): {why}",
-                mutant.name, mutant.removes
-            )),
-        }
+    let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.cargo).collect();
+    for cargo in targets {
+        runner::build(cargo, &[BUILD])?;
     }
-    // Last, so that the target directory is left without a mutant: a test that fails anyway proves nothing.
+    println!("mutants: built in {} s", started.elapsed().as_secs());
+
     let mut seen = BTreeSet::new();
-    for mutant in chosen
+    let unbroken = chosen
         .iter()
         .filter(|mutant| seen.insert((mutant.cargo, mutant.test)))
-    {
-        let outcome = test(mutant, &[]);
-        match outcome {
-            Ok(outcome) if outcome.passed == 1 && outcome.failed == 0 => total.passed += 1,
-            Ok(outcome) => {
-                total.trouble(format!("{} with nothing removed: {outcome}", mutant.test))
-            }
-            Err(error) => total.trouble(format!("{} with nothing removed: {error:#}", mutant.test)),
+        .map(|mutant| (*mutant, false));
+    let runs = chosen.iter().map(|mutant| (*mutant, true)).chain(unbroken);
+    let (alone, beside): (Vec<Run>, Vec<Run>) = runs
+        .map(|(mutant, removed)| Run { mutant, removed })
+        .partition(|run| run.mutant.root);
+
+    let total = Mutex::new(Outcome::default());
+    let waiting = Mutex::new(beside.into_iter());
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.next()
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(run) = next() {
+                    run.note(&total);
+                }
+            });
         }
+    });
+    for run in alone {
+        run.note(&total);
     }
+    let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     total.took = started.elapsed();
     Ok(total)
 }
 
-/// Why the mutant was not caught; `None` when its test failed as it should.
-fn survives(mutant: &Mutant) -> Option<String> {
-    match test(mutant, &[("SLUICE_MUTANT", mutant.name)]) {
-        // A failed build is no catch, and neither is another test's failure, a time bound or a crash.
-        Err(error) => Some(format!("{error:#}")),
-        Ok(outcome) if !outcome.troubles.is_empty() => Some(outcome.troubles.join("; ")),
-        Ok(outcome) if outcome.failures.iter().any(|name| name == mutant.test) => None,
-        Ok(outcome) if outcome.passed + outcome.failed == 0 => {
-            Some(format!("there is no test {}", mutant.test))
+impl Run {
+    /// Runs the test, says what came of it, and counts it.
+    fn note(self, total: &Mutex<Outcome>) {
+        let Mutant {
+            name,
+            removes,
+            test,
+            ..
+        } = self.mutant;
+        let started = Instant::now();
+        let trouble = self.trouble();
+        let took = started.elapsed().as_secs_f32();
+        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+        match (trouble, self.removed) {
+            (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),
+            (None, false) => println!("nothing removed: passed in {took:.1} s: {test}"),
+            (Some(why), true) => {
+                println!("mutant {name}: NOT CAUGHT in {took:.1} s: {why}");
+                total.trouble(format!("mutant {name} ({removes}): {why}"));
+                return;
+            }
+            (Some(why), false) => {
+                println!("nothing removed: NOT PASSED in {took:.1} s: {why}");
+                total.trouble(format!("{test} with nothing removed: {why}"));
+                return;
+            }
         }
-        Ok(_) => Some(format!("{} passes without it", mutant.test)),
+        total.passed += 1;
+    }
+
+    /// Why the test did not come out as it should.
+    fn trouble(self) -> Option<String> {
+        let Mutant {
+            name, test, cargo, ..
+        } = *self.mutant;
+        let tier = Tier {
+            name,
+            about: self.mutant.removes,
+            cargo,
+            root: self.mutant.root,
+            threads: Some(1),
+            needs: &[],
+            bound: BOUND,
+            least: 1,
+        };
+        let choice = if self.removed { name } else { "" };
+        let outcome = runner::tests(&tier, &[test, "--exact"], &[BUILD, (CHOICE, choice)]);
+        judge(&outcome, test, self.removed)
     }
 }
 
-/// Builds and runs the mutant's test in this environment.
-fn test(mutant: &Mutant, environment: &[(&str, &str)]) -> Result<Outcome> {
-    runner::build(mutant.cargo, environment)?;
-    let tier = Tier {
-        name: mutant.name,
-        about: mutant.removes,
-        cargo: mutant.cargo,
-        root: mutant.root,
-        threads: Some(1),
-        needs: &[],
-        bound: BOUND,
-        least: 1,
-    };
-    Ok(runner::tests(&tier, &[mutant.test, "--exact"], environment))
+/// Why a test did not come out as it should: without the mechanism it must fail, and with it pass.
+fn judge(outcome: &Outcome, test: &str, removed: bool) -> Option<String> {
+    // A crash or a time bound is no catch, and neither is another test's failure.
+    if !outcome.troubles.is_empty() {
+        return Some(outcome.troubles.join("; "));
+    }
+    if outcome.passed + outcome.failed != 1 {
+        return Some(format!(
+            "{} tests are called {test}",
+            outcome.passed + outcome.failed
+        ));
+    }
+    match (removed, outcome.failures.iter().any(|name| name == test)) {
+        (true, true) | (false, false) => None,
+        (true, false) => Some(format!("{test} passes without it")),
+        (false, true) => Some(format!("{test} fails")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{MUTANTS, Outcome, judge};
+    use crate::workspace;
+
+    /// What follows `opening` up to the closing quote, at each place in `text`; a line may break before the quote.
+    fn names<'a>(text: &'a str, opening: &str) -> Vec<&'a str> {
+        text.split(opening)
+            .skip(1)
+            .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+            .collect()
+    }
+
+    #[test]
+    fn every_switch_has_a_test_and_every_test_a_switch() {
+        let mut switches = BTreeSet::new();
+        for file in workspace::files().unwrap() {
+            let name = file.to_string_lossy();
+            let ours = ["agent/src/", "agent-ebpf/src/", "agent-common/src/"];
+            if !ours.iter().any(|directory| name.starts_with(directory)) {
+                continue;
+            }
+            let text = std::fs::read_to_string(workspace::root().join(&file)).unwrap();
+            let code: Vec<&str> = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
+            let text = code.join("\n");
+            for opening in ["removed(", "removed!("] {
+                switches.extend(names(&text, opening).into_iter().map(str::to_owned));
+            }
+        }
+        let tested: BTreeSet<String> = MUTANTS.iter().map(|m| m.name.to_owned()).collect();
+        assert_eq!(
+            switches, tested,
+            "switches in the code, and the table's rows"
+        );
+    }
+
+    #[test]
+    fn rows_name_files_that_have_the_switch() {
+        for mutant in MUTANTS {
+            let (files, _) = mutant.removes.split_once(": ").unwrap();
+            for file in files.split(", ") {
+                let text = std::fs::read_to_string(workspace::root().join(file)).unwrap();
+                assert!(
+                    text.contains(&format!("\"{}\"", mutant.name)),
+                    "{file}: {}",
+                    mutant.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_that_tests_failure_is_a_catch() {
+        let ran = |lines: &[&str]| {
+            let mut outcome = Outcome::default();
+            lines.iter().for_each(|line| outcome.read_line(line));
+            outcome
+        };
+        let failed = ran(&[
+            "test a ... FAILED",
+            "test result: FAILED. 0 passed; 1 failed",
+        ]);
+        let passed = ran(&["test a ... ok", "test result: ok. 1 passed; 0 failed"]);
+        let none = ran(&["test result: ok. 0 passed; 0 failed"]);
+        let mut stopped = Outcome::default();
+        stopped.trouble("stopped".to_owned());
+        assert_eq!(judge(&failed, "a", true), None);
+        assert_eq!(judge(&passed, "a", false), None);
+        assert!(judge(&failed, "a", false).is_some());
+        assert!(judge(&failed, "b", true).is_some());
+        for outcome in [&passed, &none, &stopped] {
+            assert!(judge(outcome, "a", true).is_some());
+        }
+        for outcome in [&none, &stopped] {
+            assert!(judge(outcome, "a", false).is_some());
+        }
+    }
 }

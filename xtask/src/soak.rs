@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
 
-    /// Builds the agent without one mechanism (the mutants of `cargo xtask test mutants`): it must end with 1.
-    #[arg(long = "break", value_name = "NAME")]
+    /// Runs the agent without one mechanism (the mutants of `cargo xtask test mutants`): it must end with 1.
+    #[arg(long = "break", value_name = "NAME", conflicts_with = "release")]
     broken: Option<String>,
 
     /// Optimised builds, as they run on nodes; without it those of the tests.
@@ -48,8 +48,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.release {
         build.arg("--release");
     }
-    if let Some(name) = &arguments.broken {
-        build.env("SLUICE_MUTANT", name);
+    if arguments.broken.is_some() {
+        let (variable, value) = mutants::BUILD;
+        build.env(variable, value);
     }
     shell::run(setup::with_ebpf_toolchain(&mut build))?;
 
@@ -62,6 +63,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut soak = shell::as_root(built.join("soak"))?;
     soak.current_dir(workspace::root())
         .env("SLUICE_BIN", built.join("sluice"))
+        .env(
+            mutants::CHOICE,
+            arguments.broken.as_deref().unwrap_or_default(),
+        )
         .args(["--minutes", &arguments.minutes.to_string()]);
     if let Some(seed) = arguments.seed {
         soak.args(["--seed", &seed.to_string()]);

@@ -14,8 +14,8 @@ use crate::problem::Problem;
 impl Enforcement {
     /// Whether something in the maps may still point to what was given up: then no number is given out again, and sets that no pod
     /// should be judged by any more stay whole.
-    pub(super) const fn held(&self) -> bool {
-        self.hold && !cfg!(mutant = "reuse-while-pointed")
+    pub(super) fn held(&self) -> bool {
+        self.hold && !crate::mutant::removed("reuse-while-pointed")
     }
 
     /// Named ports that a set asks groups for.

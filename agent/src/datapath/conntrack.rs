@@ -192,7 +192,7 @@ impl Conntrack {
         let last_seen = other.map_or(flow.last_seen, |other| {
             later(flow.last_seen, other.last_seen)
         });
-        let trusted = cfg!(mutant = "gc-without-recheck");
+        let trusted = crate::mutant::removed("gc-without-recheck");
         if !(trusted || self.is_old(table, key, &flow, last_seen, now())) {
             sweep.revived += 1;
             return Ok(true);

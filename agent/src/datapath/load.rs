@@ -29,6 +29,7 @@ use super::object::{self, ObjectError, Sizes};
 use super::pins::{PinError, Pins, Shape};
 use super::words::Words;
 use super::{DatapathError, sys};
+use crate::mutant;
 
 /// Programs that hooks tail-call for the rare cases, and their slots.
 const RARE: [(&str, u32); 4] = [
@@ -154,6 +155,13 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
         .override_global("HAS_SET_RETVAL", &has_set_retval, false)
         .override_global("TIMEOUTS", timeouts, true);
+    let mutant = mutant::word();
+    if let Some(number) = &mutant {
+        loader.override_global("MUTANT", number, true);
+    }
+    if let Some(name) = mutant::chosen() {
+        tracing::warn!(name, "a build for tests that runs without one mechanism");
+    }
     for (name, entries) in sizes.by_name() {
         loader.map_max_entries(name, entries);
     }
@@ -170,7 +178,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
     let mut adopted = present.iter().any(|name| !in_gate(name));
     if let Some(layout) = known(pins.found().layout())
         && layout.number != agent_common::limits::LAYOUT
-        && !cfg!(mutant = "flip-before-fill")
+        && !mutant::removed("flip-before-fill")
     {
         let old = OldMaps::open(pins, layout)?;
         let entries = migrate::seed(&old, &mut datapath)?;
@@ -207,7 +215,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
             .map(|(name, shape)| (name, shape.max_entries))
             .collect(),
     };
-    if cfg!(mutant = "flip-before-fill") {
+    if mutant::removed("flip-before-fill") {
         loaded.programs.install()?;
     }
     Ok(loaded)

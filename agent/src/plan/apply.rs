@@ -32,7 +32,7 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
     for transaction in &plan.transactions {
         run.transaction(transaction);
     }
-    let waited = !plan.grace || cfg!(mutant = "no-grace") || run.grace();
+    let waited = !plan.grace || crate::mutant::removed("no-grace") || run.grace();
     for transaction in &plan.collect {
         if waited {
             run.transaction(transaction);

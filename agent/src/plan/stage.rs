@@ -55,7 +55,7 @@ struct Stage<'a> {
 
 /// What the desired state must say for one plan; None where nobody passes through a stage.
 pub(super) fn overlay(planner: &Planner, dirty: &Dirty) -> Option<Delta> {
-    if cfg!(mutant = "no-stage") {
+    if crate::mutant::removed("no-stage") {
         return None;
     }
     let turns = turns(planner, dirty);

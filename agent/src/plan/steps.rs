@@ -99,12 +99,12 @@ impl<'a> Builder<'a> {
         self.links();
         self.known_peers();
         self.pods();
-        if !cfg!(mutant = "no-epoch-raise") {
+        if !crate::mutant::removed("no-epoch-raise") {
             self.epochs();
         }
         let mut plan = self.plan;
         let mut phases = self.phases;
-        if cfg!(mutant = "epoch-before-write") {
+        if crate::mutant::removed("epoch-before-write") {
             let epochs = std::mem::take(&mut phases.epochs);
             phases.prepare.splice(..0, epochs);
         }

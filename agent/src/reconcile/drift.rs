@@ -109,7 +109,7 @@ impl Reconciler {
     /// Checks what is due.
     pub(super) fn check(&mut self, due: Due) {
         // Before the first apply there is nothing to look after.
-        if !self.attached || cfg!(mutant = "no-drift-check") {
+        if !self.attached || crate::mutant::removed("no-drift-check") {
             self.drift.at = Instant::now() + self.drift.interval;
             return;
         }
@@ -189,7 +189,7 @@ impl Reconciler {
             self.state = None;
         }
         if judged
-            && !cfg!(mutant = "no-rejudge")
+            && !crate::mutant::removed("no-rejudge")
             && let Some(planner) = &mut self.planner
         {
             planner.rejudge();

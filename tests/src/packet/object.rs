@@ -76,6 +76,10 @@ pub fn open(set_retval: bool) -> Result<Ebpf> {
     }
     let set_retval = u32::from(set_retval);
     loader.override_global("HAS_SET_RETVAL", &set_retval, true);
+    let mutant = sluice::mutant::word();
+    if let Some(number) = &mutant {
+        loader.override_global("MUTANT", number, true);
+    }
     loader.load(bytes()?).context("loading the eBPF object")
 }
 

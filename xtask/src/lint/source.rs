@@ -195,6 +195,8 @@ pub(super) fn paths(tokens: &[Token], module: &[String]) -> Vec<Path> {
                 depth = depth.saturating_sub(1);
                 index += 1;
             }
+            // `impl Trait + use<'a>` captures a lifetime and imports nothing.
+            "use" if tokens.get(index + 1).is_some_and(|token| token.text == "<") => index += 1,
             "use" => {
                 let mut found = Vec::new();
                 index = use_tree(tokens, index + 1, &[], &mut found, &mut bound);
@@ -259,7 +261,11 @@ fn use_tree(
             "::" => index += 1,
             "{" => {
                 index += 1;
-                while tokens.get(index).is_some_and(|token| token.text != "}") {
+                // A `;` inside braces is no import's: what looked like one ends here, or this would never end.
+                while tokens
+                    .get(index)
+                    .is_some_and(|token| !matches!(token.text.as_str(), "}" | ";"))
+                {
                     index = use_tree(tokens, index, &segments, found, bound);
                     if tokens.get(index).is_some_and(|token| token.text == ",") {
                         index += 1;
@@ -354,6 +360,12 @@ mod tests {
         let text = "// aya::Ebpf\n/* /* aya::A */ aya::B */ const A: &str = \"aya::C\"; const B: &str = r#\"aya::\"D\"#;\n\
                     fn f<'a>(x: &'a str) -> char { '\"' }\n#[cfg(test)]\nmod tests { use aya::E; fn f() { {} } }\nfn g() { kube::h() }";
         assert_eq!(found("x", text), ["kube::h"]);
+    }
+
+    #[test]
+    fn a_captured_lifetime_is_no_import() {
+        let text = "fn f() -> impl Iterator + use<> { a::b(); c; } fn g() -> impl Fn() + use<'_> { d::e(); f; }";
+        assert_eq!(found("x", text), ["a::b", "d::e"]);
     }
 
     #[test]

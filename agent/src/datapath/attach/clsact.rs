@@ -274,7 +274,7 @@ impl Clsact {
 
     /// Removes a qdisc that Sluice made, unless somebody has a filter on it. Whether it was removed.
     pub(in crate::datapath) fn remove_qdisc(&self, ifindex: u32) -> Result<bool, AttachError> {
-        if cfg!(mutant = "cleanup-leaves-qdisc") {
+        if crate::mutant::removed("cleanup-leaves-qdisc") {
             return Ok(true);
         }
         for side in [Side::Ingress, Side::Egress] {

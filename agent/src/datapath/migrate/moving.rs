@@ -48,7 +48,7 @@ struct Tables {
 /// The kernel refused; what was copied stays, and the call can be made again.
 pub(in super::super) fn move_flows(old: &OldMaps, pins: &Pins) -> Result<Moved, MigrateError> {
     let mut moved = Moved::default();
-    if cfg!(mutant = "upgrade-without-copy") {
+    if crate::mutant::removed("upgrade-without-copy") {
         return Ok(moved);
     }
     let open = |name: &'static str| {

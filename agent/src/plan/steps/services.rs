@@ -74,7 +74,7 @@ impl Builder<'_> {
     }
 
     pub(super) fn pools(&mut self) {
-        if cfg!(not(mutant = "turning-pool")) {
+        if !crate::mutant::removed("turning-pool") {
             self.keep_turning_pools();
         }
         for key in std::mem::take(&mut self.dirty.pools) {

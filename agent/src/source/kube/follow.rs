@@ -251,7 +251,7 @@ where
         loop {
             let patience = match self.failed {
                 Some(_) => SHORT,
-                None if cfg!(mutant = "silent-watch") => Duration::MAX,
+                None if crate::mutant::removed("silent-watch") => Duration::MAX,
                 None => SILENT,
             };
             let event = match timeout(patience, stream.next()).await {
@@ -359,7 +359,7 @@ where
         let reason = failure.trouble.reason;
         let since = match &self.failed {
             Some((_, told)) if *told == reason => return Ok(()),
-            Some((since, _)) if cfg!(not(mutant = "stale-since-now")) => *since,
+            Some((since, _)) if !crate::mutant::removed("stale-since-now") => *since,
             _ => {
                 let lost = self.heard.unwrap_or(failure.since);
                 SystemTime::now() - lost.elapsed()

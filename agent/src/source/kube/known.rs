@@ -88,7 +88,7 @@ impl Known {
     pub(super) fn complete(&mut self) -> Vec<Event> {
         let listed = self.listed.take().unwrap_or_default();
         let mut gone: Vec<ObjectId> = self.ids.difference(&listed).cloned().collect();
-        if cfg!(mutant = "relist-without-deletes") {
+        if crate::mutant::removed("relist-without-deletes") {
             gone.clear();
         }
         self.ids = listed;

@@ -50,7 +50,7 @@ impl Worker {
         }
         let gone = |path: &PathBuf| self.stamps.contains_key(path) && stamp(path).is_none();
         let unsettled = self.work.unsettled || self.work.files.iter().any(gone);
-        unsettled && cfg!(not(mutant = "vanished-at-once"))
+        unsettled && !crate::mutant::removed("vanished-at-once")
     }
 
     /// Everything is to be looked at.
@@ -108,7 +108,7 @@ impl Worker {
 
     /// Whether an empty directory is one that was emptied. Behind a mount that is gone lies another one, which nobody emptied.
     fn is_same_place(&self) -> bool {
-        cfg!(mutant = "unmounted-is-empty")
+        crate::mutant::removed("unmounted-is-empty")
             || self.store.paths().next().is_none()
             || self.device == self.tree.device()
     }
@@ -139,7 +139,7 @@ impl Worker {
 
     /// Whether a file was written when there was no room for it.
     fn is_cut(&self, path: &Path, stamp: Option<Stamp>) -> bool {
-        if !self.looked || stamp.is_none() || cfg!(mutant = "full-disk-counts") {
+        if !self.looked || stamp.is_none() || crate::mutant::removed("full-disk-counts") {
             return false;
         }
         let before = |stamps: &HashMap<PathBuf, Option<Stamp>>| stamps.get(path) == Some(&stamp);
