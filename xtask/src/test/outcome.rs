@@ -38,6 +38,12 @@ impl Outcome {
             && result.starts_with("FAILED")
         {
             self.failures.push(name.to_owned());
+        } else if let Some(rest) = line.strip_prefix("---- ")
+            && let Some(name) = rest.strip_suffix(" stdout ----")
+            && !self.failures.iter().any(|known| known == name)
+        {
+            // A test that prints figures has them between its name and its result.
+            self.failures.push(name.to_owned());
         }
     }
 
@@ -107,6 +113,16 @@ mod tests {
         );
         assert_eq!((outcome.passed, outcome.failed), (5, 1));
         assert_eq!(outcome.failures, ["c"]);
+    }
+
+    #[test]
+    fn a_failed_test_that_prints_figures_has_its_name() {
+        let outcome = read(
+            "test a::b ... 7 packets\nFAILED\ntest c ... FAILED\n\nfailures:\n\n---- a::b stdout ----\nwhy\n\n---- c stdout ----\nwhy\n\n\
+             failures:\n    a::b\n    c\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        );
+        assert_eq!((outcome.passed, outcome.failed), (0, 2));
+        assert_eq!(outcome.failures, ["c", "a::b"]);
     }
 
     #[test]
