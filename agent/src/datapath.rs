@@ -25,6 +25,7 @@ pub mod memory;
 mod migrate;
 pub mod object;
 pub mod pins;
+pub mod programs;
 pub mod readback;
 mod shares;
 pub mod switch;

@@ -15,8 +15,9 @@ use std::os::fd::AsFd;
 
 use super::drift::{Found, Held, Repair, keep_pinned};
 use super::host::{self, HostError};
-use super::load::{LoadError, Programs};
+use super::load::LoadError;
 use super::pins::Pins;
+use super::programs::Programs;
 use super::sys::ObjectKind;
 use crate::problem::Problem;
 use clsact::Clsact;

@@ -17,8 +17,9 @@ use aya_obj::generated::bpf_attach_type::{
 
 use super::attach::AttachError;
 use super::drift::{Found, Held, Part, keep_pinned};
-use super::load::{LoadError, Programs};
+use super::load::LoadError;
 use super::pins::Pins;
+use super::programs::Programs;
 use super::sys::{self, LinkTarget, ObjectKind};
 
 /// Programs and what they are attached as. What undoes a translation is attached before what does it, so that no socket

@@ -10,8 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::load::{LoadError, Programs};
+use super::load::LoadError;
 use super::pins::{Pins, Shape, make_directory};
+use super::programs::Programs;
 use super::sys::{self, LinkTarget, ObjectKind};
 use crate::problem::Problem;
 

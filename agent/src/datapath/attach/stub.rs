@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::super::load::{LoadError, Programs};
+use super::super::load::LoadError;
 use super::super::pins::Pins;
+use super::super::programs::Programs;
 use super::super::sys::{self, ObjectKind};
 use super::{AttachError, StubName};
 
