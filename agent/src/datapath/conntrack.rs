@@ -192,8 +192,7 @@ impl Conntrack {
         let last_seen = other.map_or(flow.last_seen, |other| {
             later(flow.last_seen, other.last_seen)
         });
-        let trusted = crate::mutant::removed("gc-without-recheck");
-        if !(trusted || self.is_old(table, key, &flow, last_seen, now())) {
+        if !self.is_old(table, key, &flow, last_seen, now()) {
             sweep.revived += 1;
             return Ok(true);
         }
@@ -206,7 +205,7 @@ impl Conntrack {
         let now = now();
         let dead =
             |(half, flow): &(Tuple, Flow)| self.is_old(table, half, flow, flow.last_seen, now);
-        if trusted || taken.iter().all(dead) {
+        if taken.iter().all(dead) {
             sweep.expired += taken.len() as u64;
             return Ok(false);
         }
