@@ -86,6 +86,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         root: true,
     },
     Mutant {
+        name: "gc-without-recheck",
+        removes: "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
+        cargo: &["--package", "tests", "--test", "kernel"],
+        test: "flows::a_flow_that_comes_back_while_it_is_collected_stays",
+        root: true,
+    },
+    Mutant {
         name: "untranslated",
         removes: "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
         cargo: &["--package", "tests", "--test", "packets"],

@@ -192,7 +192,8 @@ impl Conntrack {
         let last_seen = other.map_or(flow.last_seen, |other| {
             later(flow.last_seen, other.last_seen)
         });
-        if !self.is_old(table, key, &flow, last_seen, now()) {
+        let trusted = crate::mutant::removed("gc-without-recheck");
+        if !(trusted || self.is_old(table, key, &flow, last_seen, now())) {
             sweep.revived += 1;
             return Ok(true);
         }
@@ -205,7 +206,7 @@ impl Conntrack {
         let now = now();
         let dead =
             |(half, flow): &(Tuple, Flow)| self.is_old(table, half, flow, flow.last_seen, now);
-        if taken.iter().all(dead) {
+        if trusted || taken.iter().all(dead) {
             sweep.expired += taken.len() as u64;
             return Ok(false);
         }
