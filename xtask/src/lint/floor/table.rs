@@ -161,7 +161,10 @@ pub(super) fn rows() -> Vec<Row> {
         word("BPF_MAP_LOOKUP_ELEM", (3, 18)),
         word("BPF_MAP_UPDATE_ELEM", (3, 18)),
         word("BPF_MAP_TYPE_ARRAY", (3, 19)),
+        word("BPF_MAP_TYPE_LPM_TRIE", (4, 11)),
         word("BPF_MAP_TYPE_ARRAY_OF_MAPS", (4, 12)),
+        // Older; but of an LPM trie since then.
+        word("BPF_MAP_GET_NEXT_KEY", (4, 16)),
         word("BPF_OBJ_PIN", (4, 4)),
         word("BPF_OBJ_GET", (4, 4)),
         word("BPF_FS_MAGIC", (4, 4)),
@@ -175,6 +178,7 @@ pub(super) fn rows() -> Vec<Row> {
         word("BPF_MAP_LOOKUP_BATCH", (5, 6)),
         word("BPF_LINK_CREATE", (5, 7)),
         word("BPF_LINK_UPDATE", (5, 7)),
+        word("BPF_LINK_DETACH", (5, 9)),
         word("BPF_LINK_TYPE_CGROUP", (5, 7)),
         word("BPF_CGROUP_INET4_GETPEERNAME", (5, 8)),
         word("BPF_CGROUP_INET6_GETPEERNAME", (5, 8)),
