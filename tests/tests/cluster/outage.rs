@@ -214,7 +214,9 @@ pub(crate) async fn forbidden(world: &mut World, audit: &Audit, kubeconfig: &Pat
                 && source["synced"] == false
                 && reason.contains("networkpolicies")
                 && reason.contains("403")
+            // What a status tells of kinds may be a moment newer than what it counts of objects.
         }) && synced(status) == KINDS - 1
+            && slices_seen(status) > MANY
     })?;
     println!("forbidden: {}", stale(&status)[0]["reason"]);
     ensure!(
