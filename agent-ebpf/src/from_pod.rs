@@ -225,21 +225,21 @@ fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
 /// stays as it is, so that each further packet is judged again.
 #[inline(always)]
 pub fn again(work: &mut Work, flow: &mut Flow) -> u32 {
-    again_from(work, flow, flow.flags & flow_flag::REPLY != 0, work.tuple)
+    work.forward_key = work.tuple;
+    again_from(work, flow, flow.flags & flow_flag::REPLY != 0)
 }
 
-/// [`again`] for an entry that was found under `key`, which is how packets look that the pod at this link sends.
+/// [`again`] for an entry that was found under `work.forward_key`, which is how packets look that the pod at this link sends. (In the
+/// working memory: older kernels leave `new_to_pod` no room for a tuple on its stack.)
 #[inline(always)]
-pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool, key: agent_common::Tuple) -> u32 {
+pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool) -> u32 {
     work.forward = *flow;
     work.here_responds = reply as u32;
     if reply {
         // The opener's packets, as the responder sees them, are this one's reverse; the opener itself is where replies go.
-        work.forward_key = crate::conntrack::partner(flow, key.protocol);
-        work.forward.new_destination = key.source;
-        work.forward.new_destination_port_be = key.source_port_be;
-    } else {
-        work.forward_key = key;
+        work.forward.new_destination = work.forward_key.source;
+        work.forward.new_destination_port_be = work.forward_key.source_port_be;
+        work.forward_key = crate::conntrack::partner(flow, work.forward_key.protocol);
     }
     let reason = judge(work);
     if reason == 0 {

@@ -5,9 +5,9 @@ use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Ta
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    conntrack::{close, judged, partner, promote, reopens, touch},
+    conntrack::{close, forget, judged, partner, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
-    flow::{Opened, forget_found, midstream, open},
+    flow::{Opened, midstream, open},
     from_pod::{again_from, begin},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
@@ -139,8 +139,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             }
             if !host && !judged(flow, work.ifindex) {
                 let reply = flow.flags & flow_flag::REPLY != 0;
-                let key = work.forward_key;
-                let reason = again_from(work, flow, reply, key);
+                let reason = again_from(work, flow, reply);
                 if reason != 0 {
                     work.reason = reason;
                     dropped(ctx, work);
@@ -153,8 +152,8 @@ pub fn new(ctx: &TcContext) -> i32 {
             touch(flow, work.tuple.protocol);
             return NEXT;
         }
-        let key = work.forward_key;
-        forget_found(work, flow, &key);
+        work.reply_key = partner(flow, work.forward_key.protocol);
+        forget(work);
     } else {
         let moving = moving();
         // What a pod of this node opens was seen in `from_pod`: if it is not known here, the programs of the other side were
