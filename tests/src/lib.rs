@@ -5,9 +5,11 @@
 //! [`soak`] holds two nodes under random changes, kills and traffic against the oracle;
 //! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
 //! [`packet`] runs single packets through the programs;
-//! [`scenario`] runs manifests through the whole agent over maps in memory.
+//! [`scenario`] runs manifests through the whole agent over maps in memory;
+//! [`dice`] are the random numbers of those that choose by themselves.
 
 pub mod controlplane;
+pub mod dice;
 pub mod lab;
 pub mod packet;
 pub mod scenario;

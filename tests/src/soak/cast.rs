@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::dice::Dice;
 use super::flow::{Client, Place};
 use super::policy::{NAMESPACES, PORTS, labels};
 use super::view::Plugged;
 use super::world::World;
+use crate::dice::Dice;
 use crate::lab::lock;
 use crate::lab::manifests::{self, NamedPort};
 use crate::lab::netns::Netns;

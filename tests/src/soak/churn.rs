@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::agents::Kill;
 use super::cast::{Cast, Shape};
-use super::dice::Dice;
 use super::policy::{NAMESPACES, PORTS, namespace_labels, policy};
 use super::world::World;
+use crate::dice::Dice;
 use crate::lab::manifests::{self, Endpoint, ServicePort};
 use crate::lab::netns::Netns;
 use crate::lab::node::Node;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::dice::Dice;
+use crate::dice::Dice;
 use crate::lab::manifests;
 
 /// Namespaces of the pods.

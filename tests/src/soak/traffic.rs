@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result};
 
 pub(super) use self::host::keep_asking;
 use super::cast::Shared;
-use super::dice::Dice;
 use super::flow::{Client, Done, Flow, Place};
 use super::history::History;
 use super::judge::must_be_answered;
 use super::policy::PORTS;
+use crate::dice::Dice;
 use crate::lab::lock;
 use crate::lab::netns::Netns;
 use crate::lab::traffic::Proto;

@@ -223,13 +223,7 @@ fn cleanup_removes_what_is_ours_by_tcx_and_nothing_else() -> Result<()> {
     let plan = AgentPlan::new(&node, Source::Manifests(scene.dir.path().to_owned()))?;
     let other = Agent::start(&node, plan)?;
     let there = attached(&node)?;
-    let pins = scene
-        .agent
-        .plan()
-        .pin_root
-        .parent()
-        .context("the lab's pins")?
-        .to_owned();
+    let pins = scene.pins_of_lab()?;
     let mut theirs = Counting::load(&pins.join("theirs"))?;
     let pod = scene.actor("server")?.pod.ifindex()?;
     theirs.attach_tcx(scene.node.netns(), pod, Side::Egress)?;
@@ -295,13 +289,7 @@ fn cleanup_removes_filters_and_the_qdiscs_that_sluice_made() -> Result<()> {
     )?;
     scene.agent.start_again()?;
     scene.settle()?;
-    let pins = scene
-        .agent
-        .plan()
-        .pin_root
-        .parent()
-        .context("the lab's pins")?
-        .to_owned();
+    let pins = scene.pins_of_lab()?;
     let theirs = Counting::load(&pins.join("theirs"))?;
     let device = scene.actor("server")?.pod.device.clone();
     theirs.attach_clsact(scene.node.netns(), &device, Side::Egress)?;

@@ -517,13 +517,7 @@ fn assert_others_run(attach: &str) -> Result<()> {
         (server.device.as_str(), Side::Egress),
         (Node::UPLINK, Side::Ingress),
     ];
-    let pins = scene
-        .agent
-        .plan()
-        .pin_root
-        .parent()
-        .context("the lab's pins")?
-        .to_owned();
+    let pins = scene.pins_of_lab()?;
     let mut others = Vec::new();
     for (number, (device, side)) in places.into_iter().enumerate() {
         let mut other = Counting::load(&pins.join(format!("other-{number}")))?;

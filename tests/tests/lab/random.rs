@@ -3,7 +3,6 @@
 //!
 //! `SLUICE_LAB_SETS` says how many sets in a row (20 unless it does), `SLUICE_LAB_SEED` repeats a run.
 
-mod dice;
 mod generate;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,9 +21,9 @@ use tests::lab::manifests;
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
 use tests::lab::wire::Wire;
 
-use self::dice::Dice;
 use self::generate::{NAMESPACES, Range, labels, named_ports, namespace_labels, policies};
 use crate::scene::{NODE, PORTS, Role, Scene, at};
+use tests::dice::Dice;
 
 /// Says how many sets.
 const SETS_VARIABLE: &str = "SLUICE_LAB_SETS";

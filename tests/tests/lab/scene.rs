@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -222,6 +223,12 @@ impl Scene {
         let server = Server::on_ports(pod.netns(), name, &pod.addresses(), &PORTS)?;
         self.actors.insert(name.to_owned(), Actor { server, pod });
         Ok(())
+    }
+
+    /// Where the lab's agents have their pin roots, and others may pin beside them.
+    pub(crate) fn pins_of_lab(&self) -> Result<PathBuf> {
+        let parent = self.agent.plan().pin_root.parent();
+        Ok(parent.context("the lab's pins")?.to_owned())
     }
 
     /// The agent's maps.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::Context;
+use crate::dice::Dice;
 use crate::lab::host::HostProcess;
 use crate::lab::node::Node;
 use crate::lab::traffic::Proto;
-use crate::soak::dice::Dice;
 use crate::soak::flow::{Client, Done, Flow, Kind, Place};
 
 /// From an answer to the next question.

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tests::lab::manifests::{self, NamedPort, network_policy};
 use tests::lab::traffic::Proto;
 
-use super::dice::Dice;
 use crate::scene::{DNS, HTTP, OTHER, PORTS, Scene};
+use tests::dice::Dice;
 
 /// The namespaces of the pods.
 pub(super) const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
@@ -45,7 +45,7 @@ fn some_of(
     let mut labels = Vec::new();
     for (key, values) in all {
         if dice.chance(75) {
-            labels.push((*key, dice.pick(values)));
+            labels.push((*key, *dice.pick(values)));
         }
     }
     labels
@@ -126,7 +126,7 @@ pub(super) fn policies(dice: &mut Dice, range: &Range) -> Vec<Value> {
 
 fn policy(dice: &mut Dice, range: &Range, number: usize) -> Value {
     let mut spec = json!({ "podSelector": selector(dice, &POD_LABELS) });
-    let (ingress, egress) = dice.pick(&[(true, false), (false, true), (true, true)]);
+    let (ingress, egress) = *dice.pick(&[(true, false), (false, true), (true, true)]);
     for (name, key, there) in [
         ("Ingress", "ingress", ingress),
         ("Egress", "egress", egress),
@@ -134,7 +134,7 @@ fn policy(dice: &mut Dice, range: &Range, number: usize) -> Value {
         if !there {
             continue;
         }
-        let rules: Vec<Value> = (0..dice.pick(&[0, 1, 2, 2, 3]))
+        let rules: Vec<Value> = (0..*dice.pick(&[0, 1, 2, 2, 3]))
             .map(|_| {
                 rule(
                     dice,
@@ -155,7 +155,8 @@ fn policy(dice: &mut Dice, range: &Range, number: usize) -> Value {
     if ingress && dice.chance(30) {
         spec.as_object_mut().map(|spec| spec.remove("policyTypes"));
     }
-    network_policy(dice.pick(&NAMESPACES), &format!("policy-{number}"), spec)
+    let namespace = *dice.pick(&NAMESPACES);
+    network_policy(namespace, &format!("policy-{number}"), spec)
 }
 
 fn rule(dice: &mut Dice, range: &Range, side: &str) -> Value {
@@ -196,14 +197,14 @@ fn peer(dice: &mut Dice, range: &Range) -> Value {
 fn port(dice: &mut Dice) -> Value {
     let mut port = match dice.below(5) {
         0 => json!({}),
-        1 => json!({ "port": dice.pick(&["http", "dns"]) }),
-        2 => json!({ "port": HTTP, "endPort": dice.pick(&[HTTP, DNS, OTHER]) }),
+        1 => json!({ "port": *dice.pick(&["http", "dns"]) }),
+        2 => json!({ "port": HTTP, "endPort": *dice.pick(&[HTTP, DNS, OTHER]) }),
         3 => json!({ "port": DNS, "endPort": u16::MAX }),
-        _ => json!({ "port": dice.pick(&PORTS) }),
+        _ => json!({ "port": *dice.pick(&PORTS) }),
     };
     // Without a protocol it is TCP; a port without anything says nothing that the API server would take for one.
     if port == json!({}) || dice.chance(70) {
-        port["protocol"] = json!(dice.pick(&["TCP", "UDP", "UDP", "SCTP"]));
+        port["protocol"] = json!(*dice.pick(&["TCP", "UDP", "UDP", "SCTP"]));
     }
     port
 }
@@ -214,18 +215,18 @@ fn selector(dice: &mut Dice, all: &[(&'static str, &'static [&'static str])]) ->
     }
     let mut selector = json!({});
     if dice.chance(50) {
-        let (key, values) = dice.pick(all);
-        selector["matchLabels"] = json!({ key: dice.pick(values) });
+        let (key, values) = *dice.pick(all);
+        selector["matchLabels"] = json!({ key: *dice.pick(values) });
     }
     if selector == json!({}) || dice.chance(30) {
-        let (key, values) = dice.pick(all);
-        let mut some = vec![dice.pick(values)];
+        let (key, values) = *dice.pick(all);
+        let mut some = vec![*dice.pick(values)];
         if dice.chance(40) {
-            some.push(dice.pick(&[values[0], NOBODY]));
+            some.push(*dice.pick(&[values[0], NOBODY]));
         }
         some.sort_unstable();
         some.dedup();
-        let operator = dice.pick(&["In", "NotIn", "Exists", "DoesNotExist"]);
+        let operator = *dice.pick(&["In", "NotIn", "Exists", "DoesNotExist"]);
         let mut requirement = json!({ "key": key, "operator": operator });
         if operator.ends_with("In") {
             requirement["values"] = json!(some);

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and good enough to choose what happens next.
 #[derive(Debug)]
-pub(super) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
+    /// The dice of a seed.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// The dice with this number, one for each thread: what they throw depends on the seed and on `number` only.
-    pub(super) fn of(seed: u64, number: u64) -> Self {
-        let mut dice = Self(seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93));
+    pub fn of(seed: u64, number: u64) -> Self {
+        let mut dice = Self::new(seed ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93));
         dice.next();
         dice
     }
@@ -23,22 +28,22 @@ impl Dice {
     }
 
     /// A number below `end`, which is not zero.
-    pub(super) fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         usize::try_from(self.next() % end as u64).unwrap_or_default()
     }
 
     /// True so many times in a hundred.
-    pub(super) fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
     /// One of these, of which there is one at least.
-    pub(super) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
 
     /// A place in these by weight.
-    pub(super) fn weighted(&mut self, weights: &[usize]) -> usize {
+    pub fn weighted(&mut self, weights: &[usize]) -> usize {
         let mut left = self.below(weights.iter().sum());
         for (place, weight) in weights.iter().enumerate() {
             match left.checked_sub(*weight) {
@@ -50,7 +55,7 @@ impl Dice {
     }
 
     /// A time between these, in steps of a millisecond.
-    pub(super) fn between(&mut self, least: Duration, most: Duration) -> Duration {
+    pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let span = usize::try_from(most.saturating_sub(least).as_millis()).unwrap_or(usize::MAX);
         least + Duration::from_millis(self.below(span.saturating_add(1)) as u64)
     }
