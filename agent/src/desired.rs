@@ -139,6 +139,12 @@ fn values<K: Ord + Clone, V: Clone>(
 }
 
 impl Desired {
+    /// The group of an identity.
+    pub fn group(&self, identity: u32) -> u32 {
+        let entry = self.groups.get(&identity);
+        entry.map_or(agent_common::GROUP_ANY, |entry| entry.group)
+    }
+
     /// What it says now of everything that a delta speaks of: merging that undoes the delta.
     pub fn before(&self, delta: &Delta) -> Delta {
         Delta {

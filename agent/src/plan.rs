@@ -14,6 +14,7 @@ mod pools;
 mod rejudge;
 mod restore;
 mod runs;
+mod said;
 mod stage;
 mod steps;
 #[cfg(test)]

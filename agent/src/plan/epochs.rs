@@ -1,17 +1,19 @@
 //! Whose flows must be judged again: pods concerned by a change that can take something away.
 //!
-//! Sets are compared by the groups that they speak of. When in doubt a pod is concerned: judging again costs a look-up a
-//! flow, and never cuts what is allowed.
+//! What a set said of a peer's group before is compared with what it, or the set that takes its place, says of the group that the peer
+//! has afterwards. When in doubt a pod is concerned: judging again costs a look-up a flow, and never cuts what is allowed. But
+//! a change that concerns nobody must not slow down a node full of flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::lookup::Tables;
 use agent_common::{
     Address, AddressEntry, GROUP_ANY, NEVER_JUDGED, Prefix, PrefixEntry, RuleKey, SetWord, Verdict,
-    action, address_kind, limits, rule_bits, set_flag,
+    action, address_kind, limits, set_flag,
 };
 
 use super::mirror::Mirror;
+use super::said;
 use crate::datapath::contents::{longest, rules_of};
 use crate::datapath::{Bits, Contents};
 use crate::desired::Desired;
@@ -38,6 +40,8 @@ struct Held {
     addresses: usize,
     /// The sets that spoke of it, and those that took their place without any flow judged again. The group itself may be gone.
     sets: BTreeSet<u32>,
+    /// Rules for the group have gone since: its number may come back with another meaning.
+    unsaid: bool,
 }
 
 /// The pods that a plan concerns.
@@ -45,10 +49,11 @@ struct Held {
 pub(super) struct Concerned {
     pub(super) all: bool,
     pub(super) pods: BTreeSet<u32>,
-    groups: BTreeSet<u32>,
-    /// Groups that identities come into: sets that deny them something.
-    denied: BTreeSet<u32>,
+    /// From which group to which other peers move.
+    moves: BTreeSet<(u32, u32)>,
     sets: BTreeSet<u32>,
+    /// Whether a set (the first) that pods turn away from said more than the one that takes its place.
+    turns: BTreeMap<(u32, u32), bool>,
 }
 
 impl Departed {
@@ -70,16 +75,23 @@ impl Departed {
         overflow
     }
 
-    /// An address comes back: the group that it had, and the sets that spoke of it.
-    fn take(&mut self, address: &Address) -> Option<(u32, BTreeSet<u32>)> {
+    /// An address comes back: the group that it had, and what is known of that.
+    fn take(&mut self, address: &Address) -> Option<(u32, Held)> {
         let group = self.groups.remove(address)?;
         let held = self.held.get_mut(&group)?;
         held.addresses = held.addresses.saturating_sub(1);
-        let sets = held.sets.clone();
+        let known = held.clone();
         if held.addresses == 0 {
             self.held.remove(&group);
         }
-        Some((group, sets))
+        Some((group, known))
+    }
+
+    /// Rules for a group go.
+    pub(super) fn unsaid(&mut self, group: u32) {
+        if let Some(held) = self.held.get_mut(&group) {
+            held.unsaid = true;
+        }
     }
 
     /// One set takes the place of another, and flows judged by that stay as they are.
@@ -92,40 +104,12 @@ impl Departed {
     }
 }
 
-/// Whether one set passes all that another does, of every peer that stays who it is.
-fn passes_no_less(mirror: &Mirror, desired: &Desired, before: SetWord, after: SetWord) -> bool {
-    if after.flags & set_flag::ISOLATED == 0 {
-        return true;
-    }
-    let tiered = (before.flags | after.flags) & set_flag::TIERED != 0;
-    if before.flags & set_flag::ISOLATED == 0 || tiered {
-        return false;
-    }
-    let says = |length: u32, data: RuleKey| {
-        let found = longest::<RuleKey, Verdict>(&desired.rules, length, data);
-        found.is_some_and(|(_, verdict)| verdict.passes())
-    };
-    let mut passed = rules_of(&mirror.contents.rules, before.set).filter(|(_, v)| v.passes());
-    passed.all(|(key, _)| {
-        let data = RuleKey {
-            set: after.set,
-            ..key.data
-        };
-        let any = RuleKey {
-            group: GROUP_ANY,
-            ..data
-        };
-        says(key.length, data) || (key.length > rule_bits::SET && says(key.length, any))
-    })
-}
-
 impl Concerned {
-    /// Identities that had one group and now have another. A set that does not speak of the group before gave it nothing; what one
+    /// Peers that had one group and now have another. A set that does not speak of the group before gave them nothing; what one
     /// says of the group after takes nothing away, unless it denies.
     pub(super) fn regroup(&mut self, before: u32, after: u32) {
         if before != after {
-            self.groups.insert(before);
-            self.denied.insert(after);
+            self.moves.insert((before, after));
         }
     }
 
@@ -134,23 +118,59 @@ impl Concerned {
         self.sets.insert(set);
     }
 
-    /// A pod turns from one set to another.
+    /// A pod turns from one set to another, after all moves are known. `remains` says of a group whether anybody has it afterwards.
     pub(super) fn turned(
         &mut self,
-        mirror: &Mirror,
-        desired: &Desired,
+        (mirror, desired): (&Mirror, &Desired),
         departed: &mut Departed,
         slot: u32,
         (before, after): (SetWord, SetWord),
+        remains: &dyn Fn(u32) -> bool,
     ) {
-        if before == after {
+        if before == after || after.flags & set_flag::ISOLATED == 0 {
             return;
         }
-        if passes_no_less(mirror, desired, before, after) {
-            departed.succeed(before.set, after.set);
-        } else {
+        let tiered = (before.flags | after.flags) & set_flag::TIERED != 0;
+        if before.flags & set_flag::ISOLATED == 0 || tiered {
             self.pods.insert(slot);
+            return;
         }
+        let turn = (before.set, after.set);
+        let less = match self.turns.get(&turn) {
+            Some(less) => *less,
+            None => {
+                let less = self.says_less(mirror, desired, turn, remains);
+                self.turns.insert(turn, less);
+                less
+            }
+        };
+        if less {
+            self.pods.insert(slot);
+        } else {
+            departed.succeed(before.set, after.set);
+        }
+    }
+
+    /// Whether a set passes, or while the plan runs will pass, anything of a peer that another will not pass of whom that peer is then.
+    fn says_less(
+        &self,
+        mirror: &Mirror,
+        desired: &Desired,
+        (before, after): (u32, u32),
+        remains: &dyn Fn(u32) -> bool,
+    ) -> bool {
+        let now = rules_of(&mirror.contents.rules, before);
+        let soon = rules_of(&desired.rules, before);
+        let mut passed = now.chain(soon).filter(|(_, verdict)| verdict.passes());
+        passed.any(|(key, _)| {
+            let group = key.data.group;
+            let kept = |group| said::passes(&desired.rules, key, after, group);
+            if group == GROUP_ANY {
+                return !kept(GROUP_ANY);
+            }
+            let mut moved = self.moves.range((group, 0)..=(group, u32::MAX));
+            (remains(group) && !kept(group)) || moved.any(|(_, to)| !kept(*to))
+        })
     }
 
     /// A rule of a set changes.
@@ -186,10 +206,10 @@ impl Concerned {
                 self.all |= departed.note(*address, contents.group(before.identity), mirror);
             }
             (None, Some(after)) => {
-                if let Some((group, sets)) = departed.take(address)
-                    && group != group_after
+                if let Some((group, held)) = departed.take(address)
+                    && (group != group_after || held.unsaid)
                 {
-                    self.sets.extend(sets);
+                    self.sets.extend(held.sets);
                     self.regroup(group, group_after);
                 }
                 self.unblocked(contents, address, None, after, group_after);
@@ -218,44 +238,53 @@ impl Concerned {
         }
     }
 
-    /// A prefix is added, changed or removed: addresses in it had its identity, or that of the prefix around it.
-    pub(super) fn prefix(
-        &mut self,
-        mirror: &Mirror,
-        prefix: &Bits<Prefix>,
-        after: Option<&PrefixEntry>,
-        group_of: &dyn Fn(u32) -> u32,
-    ) {
+    /// A prefix is added, changed or removed: addresses in it had its identity, or that of the prefix around it, and get that which it
+    /// or the prefix then around it is to have.
+    pub(super) fn prefix(&mut self, mirror: &Mirror, desired: &Desired, prefix: &Bits<Prefix>) {
+        let around = |prefixes| {
+            let length = prefix.length.checked_sub(1)?;
+            longest::<Prefix, PrefixEntry>(prefixes, length, prefix.data).map(|found| found.1)
+        };
         let contents = &mirror.contents;
-        let around = prefix
-            .length
-            .checked_sub(1)
-            .and_then(|length| longest(&contents.prefixes, length, prefix.data))
-            .map(|found| found.1);
-        let before = contents.prefixes.get(prefix).copied().or(around);
-        let after = after.copied().or(around);
-        let old = before.map_or(GROUP_ANY, |e| contents.group(e.identity));
-        let new = after.map_or(GROUP_ANY, |e| group_of(e.identity));
-        if before.is_some() {
-            self.regroup(old, new);
+        let now = contents.prefixes.get(prefix).copied();
+        let soon = desired.prefixes.get(prefix).copied();
+        let before = now.or_else(|| around(&contents.prefixes));
+        let after = soon.or_else(|| around(&desired.prefixes));
+        if let Some(before) = before {
+            let new = after.map_or(GROUP_ANY, |e| desired.group(e.identity));
+            self.regroup(contents.group(before.identity), new);
         }
     }
 
     /// The slots.
-    pub(super) fn slots(&self, mirror: &Mirror) -> BTreeSet<u32> {
+    pub(super) fn slots(&self, mirror: &Mirror, desired: &Desired) -> BTreeSet<u32> {
         let mut sets = self.sets.clone();
-        for group in self.groups.iter().filter(|g| **g != GROUP_ANY) {
-            sets.extend(mirror.sets_for(*group));
-        }
-        for group in self.denied.iter().filter(|g| **g != GROUP_ANY) {
-            sets.extend(mirror.sets_against(*group));
+        // Of sets with denials of their own it is not looked at what they say.
+        let mut tiered = BTreeSet::new();
+        for (before, after) in &self.moves {
+            if *before != GROUP_ANY {
+                for set in mirror.sets_for(*before) {
+                    tiered.insert(set);
+                    let rules = &mirror.contents.rules;
+                    let mut passed =
+                        said::said(rules, set, *before).filter(|(_, verdict)| verdict.passes());
+                    if passed.any(|(key, _)| !said::passes(&desired.rules, key, set, *after)) {
+                        sets.insert(set);
+                    }
+                }
+            }
+            if *after != GROUP_ANY {
+                sets.extend(mirror.sets_against(*after));
+            }
         }
         let mut slots = self.pods.clone();
         for (slot, pod) in &mirror.contents.pods {
             let used = pod.flags & agent_common::pod_flag::USED != 0;
-            let concerned = [pod.egress, pod.ingress]
-                .iter()
-                .any(|word| word.flags & set_flag::ISOLATED != 0 && sets.contains(&word.set));
+            let concerned = [pod.egress, pod.ingress].iter().any(|word| {
+                word.flags & set_flag::ISOLATED != 0
+                    && (sets.contains(&word.set)
+                        || word.flags & set_flag::TIERED != 0 && tiered.contains(&word.set))
+            });
             if used && (self.all || concerned) {
                 slots.insert(*slot);
             }

@@ -11,15 +11,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use agent_common::lookup::Tables;
 use agent_common::{
     Address, AddressEntry, GROUP_ANY, GroupEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry,
-    RuleKey, SetWord, Verdict, address_kind, limits, pod_flag, rule_bits, set_flag,
+    RuleKey, SetWord, Verdict, address_kind, limits, pod_flag, set_flag,
 };
 
+use super::said::{Rules, named, said};
 use super::{Dirty, Planner};
 use crate::datapath::contents::longest;
 use crate::datapath::{Bits, Contents};
-use crate::desired::{Delta, Desired, STAGED_GROUPS, STAGED_IDENTITIES};
+use crate::desired::{Delta, STAGED_GROUPS, STAGED_IDENTITIES};
 
 /// What a set says of a group, without the numbers of both.
 type Said = BTreeMap<Bits<RuleKey>, Verdict>;
@@ -114,30 +116,11 @@ fn turns(planner: &Planner, dirty: &Dirty) -> Turns {
     turns
 }
 
-/// What a set says of a group.
-fn said(rules: &BTreeMap<Bits<RuleKey>, Verdict>, set: u32, group: u32) -> Said {
-    if group == GROUP_ANY {
-        return Said::new();
-    }
-    let lengths = [rule_bits::GROUP]
-        .into_iter()
-        .chain(rule_bits::PROTOCOL..=rule_bits::PORT);
-    let key = |length, group| Bits {
-        length,
-        data: RuleKey::packet(set, group, 0, 0),
-    };
-    let all = lengths.flat_map(|length| rules.range(key(length, group)..key(length, group + 1)));
-    all.map(|(bits, verdict)| (named(*bits, 0, 0), *verdict))
+/// What a set says of a group, to be held against what another says.
+fn all_said(rules: &Rules, set: u32, group: u32) -> Said {
+    said(rules, set, group)
+        .map(|(bits, verdict)| (named(*bits, 0, 0), *verdict))
         .collect()
-}
-
-fn named(bits: Bits<RuleKey>, set: u32, group: u32) -> Bits<RuleKey> {
-    let data = RuleKey {
-        set,
-        group,
-        ..bits.data
-    };
-    Bits { data, ..bits }
 }
 
 fn pass_the_same(a: &Said, b: &Said) -> bool {
@@ -145,11 +128,6 @@ fn pass_the_same(a: &Said, b: &Said) -> bool {
         && a.iter()
             .zip(b)
             .all(|((at, one), (there, other))| at == there && one.passes() == other.passes())
-}
-
-fn group_of(desired: &Desired, identity: u32) -> u32 {
-    let entry = desired.groups.get(&identity);
-    entry.map_or(GROUP_ANY, |entry| entry.group)
 }
 
 /// Whether prefixes speak of an address with this entry, in cilium mode.
@@ -164,8 +142,8 @@ impl Stage<'_> {
 
     /// What a set says while the plan runs: new rules come first, those that go go last.
     fn meanwhile(&self, set: u32, group: u32) -> Said {
-        let mut said_of = said(&self.maps().rules, set, group);
-        said_of.extend(said(&self.planner.desired.rules, set, group));
+        let mut said_of = all_said(&self.maps().rules, set, group);
+        said_of.extend(all_said(&self.planner.desired.rules, set, group));
         said_of
     }
 
@@ -187,10 +165,10 @@ impl Stage<'_> {
                 return *known;
             }
             let (before, after) = if a.late {
-                let after = said(&self.planner.desired.rules, set, new);
+                let after = all_said(&self.planner.desired.rules, set, new);
                 (self.meanwhile(set, old), after)
             } else {
-                let before = said(&self.maps().rules, set, old);
+                let before = all_said(&self.maps().rules, set, old);
                 (before, self.meanwhile(set, new))
             };
             let shows = !pass_the_same(&before, &after);
@@ -211,19 +189,16 @@ impl Stage<'_> {
         for set in &self.left {
             rules.extend(
                 said(&self.maps().rules, *set, old)
-                    .into_iter()
-                    .map(|(bits, v)| (named(bits, *set, group), v)),
+                    .map(|(bits, v)| (named(*bits, *set, group), *v)),
             );
         }
         let mirror = &self.planner.mirror;
         let mut sets: BTreeSet<u32> = mirror.sets_for(new).collect();
         sets.extend(self.fresh.get(&new).into_iter().flatten());
         for set in sets.difference(&self.left) {
-            let to_say = said(&self.planner.desired.rules, *set, new);
             rules.extend(
-                to_say
-                    .into_iter()
-                    .map(|(bits, v)| (named(bits, *set, group), v)),
+                said(&self.planner.desired.rules, *set, new)
+                    .map(|(bits, v)| (named(*bits, *set, group), *v)),
             );
         }
         for (bits, verdict) in rules {
@@ -256,7 +231,7 @@ impl Stage<'_> {
                 .desired
                 .groups
                 .get(&identity)
-                .is_some_and(|after| self.maps().group_now(identity) != after.group)
+                .is_some_and(|after| self.maps().group(identity) != after.group)
     }
 
     fn words(&mut self) {
@@ -280,8 +255,8 @@ impl Stage<'_> {
                 continue;
             }
             let groups = (
-                self.maps().group_now(*identity),
-                group_of(&self.planner.desired, *identity),
+                self.maps().group(*identity),
+                self.planner.desired.group(*identity),
             );
             let moves = Move {
                 groups,
@@ -301,19 +276,19 @@ impl Stage<'_> {
     fn own(&self, key: &Address) -> Option<(u32, u32)> {
         let (maps, desired) = (self.maps(), &self.planner.desired);
         let (now, then) = (maps.addresses.get(key), desired.addresses.get(key));
-        let mut old = now.map_or(GROUP_ANY, |e| maps.group_now(e.identity));
-        let mut new = then.map_or(GROUP_ANY, |e| group_of(desired, e.identity));
+        let mut old = now.map_or(GROUP_ANY, |e| maps.group(e.identity));
+        let mut new = then.map_or(GROUP_ANY, |e| desired.group(e.identity));
         if maps.config.features & agent_common::feature::LITERAL == 0 {
             let data = Prefix { bytes: key.bytes };
             match (block(now), block(then)) {
                 (true, true) => return None,
                 (true, false) => {
                     let found = longest(&maps.prefixes, ADDRESS_BITS, data);
-                    old = found.map_or(GROUP_ANY, |(_, e)| maps.group_now(e.identity));
+                    old = found.map_or(GROUP_ANY, |(_, e)| maps.group(e.identity));
                 }
                 (false, true) => {
                     let found = longest(&desired.prefixes, ADDRESS_BITS, data);
-                    new = found.map_or(GROUP_ANY, |(_, e)| group_of(desired, e.identity));
+                    new = found.map_or(GROUP_ANY, |(_, e)| desired.group(e.identity));
                 }
                 (false, false) => {}
             }
@@ -408,8 +383,8 @@ impl Stage<'_> {
             let old = now.copied().or_else(|| around(&maps.prefixes));
             let new = then.copied().or_else(|| around(&desired.prefixes));
             let groups = (
-                old.map_or(GROUP_ANY, |e| maps.group_now(e.identity)),
-                new.map_or(GROUP_ANY, |e| group_of(desired, e.identity)),
+                old.map_or(GROUP_ANY, |e| maps.group(e.identity)),
+                new.map_or(GROUP_ANY, |e| desired.group(e.identity)),
             );
             let must = old.is_some_and(|e| self.rewritten(e.identity))
                 || new.is_some_and(|e| {
@@ -441,11 +416,3 @@ impl Stage<'_> {
 
 /// Bits of a full address in `prefixes`.
 const ADDRESS_BITS: u32 = 128;
-
-impl Contents {
-    /// The group of an identity.
-    fn group_now(&self, identity: u32) -> u32 {
-        let entry = self.groups.get(&identity);
-        entry.map_or(GROUP_ANY, |entry| entry.group)
-    }
-}

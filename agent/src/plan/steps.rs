@@ -176,6 +176,7 @@ impl<'a> Builder<'a> {
 
     fn epochs(&mut self) {
         for (group, set) in &self.unsaid {
+            self.planner.departed.unsaid(*group);
             let grown = self.grown.get(group).copied().unwrap_or(0);
             // Nobody belongs to a group that ends: what its identities lose was seen where they left it.
             if *group == agent_common::GROUP_ANY || self.planner.mirror.members(*group) + grown > 0
@@ -183,7 +184,9 @@ impl<'a> Builder<'a> {
                 self.concerned_late.set(*set);
             }
         }
-        let mut slots = self.concerned.slots(&self.planner.mirror);
+        let mut slots = self
+            .concerned
+            .slots(&self.planner.mirror, &self.planner.desired);
         slots.append(&mut self.dirty.epochs);
         slots.retain(|slot| !self.fresh_pods.contains(slot));
         // Only sets that stay in use matter: nobody is judged by the others when their rules go.

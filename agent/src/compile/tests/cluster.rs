@@ -170,7 +170,7 @@ fn rule(rng: &mut Rng) -> PolicyRule {
     PolicyRule { peers, ports }
 }
 
-fn policy(rng: &mut Rng) -> NetworkPolicy {
+pub(crate) fn policy(rng: &mut Rng) -> NetworkPolicy {
     let half = |rng: &mut Rng| {
         rng.chance(70)
             .then(|| (0..rng.below(4)).map(|_| rule(rng)).collect())

@@ -131,14 +131,16 @@ impl Builder<'_> {
                 writes.push(Write::PodFacts(slot, wanted));
             }
             if !writes.is_empty() {
-                for (before, after) in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)]
-                {
+                let (mirror, grown) = (&self.planner.mirror, &self.grown);
+                let remains =
+                    |group: u32| mirror.members(group) + grown.get(&group).unwrap_or(&0) > 0;
+                for turn in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)] {
                     self.concerned.turned(
-                        &self.planner.mirror,
-                        &self.planner.desired,
+                        (mirror, &self.planner.desired),
                         &mut self.planner.departed,
                         slot,
-                        (before, after),
+                        turn,
+                        &remains,
                     );
                 }
                 if now.flags != wanted.flags {
@@ -211,10 +213,8 @@ impl Builder<'_> {
             if self.planner.mirror.contents.prefixes.get(&key) == wanted {
                 continue;
             }
-            let groups = &self.planner.desired.groups;
-            let group_of = |identity: u32| groups.get(&identity).map_or(0, |e| e.group);
             self.concerned
-                .prefix(&self.planner.mirror, &key, wanted, &group_of);
+                .prefix(&self.planner.mirror, &self.planner.desired, &key);
             let write = Write::Prefix(key, wanted.copied());
             let item = Item::Prefix(key);
             match wanted {
@@ -280,9 +280,9 @@ impl Builder<'_> {
                 entry.slot != agent_common::NO_ADDRESS_SLOT
                     && now.is_none_or(|now| now.slot != entry.slot)
             });
-            let group = wanted
-                .and_then(|entry| self.planner.desired.groups.get(&entry.identity))
-                .map_or(agent_common::GROUP_ANY, |e| e.group);
+            let group = wanted.map_or(agent_common::GROUP_ANY, |entry| {
+                self.planner.desired.group(entry.identity)
+            });
             self.concerned.address(
                 &self.planner.mirror,
                 &mut self.planner.departed,
