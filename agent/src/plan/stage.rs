@@ -135,6 +135,22 @@ fn block(entry: Option<&AddressEntry>) -> bool {
     entry.is_none_or(|entry| entry.kind > address_kind::HOST)
 }
 
+/// An address that is to lead to another slot, as the entry that says who it is and does not lead there yet: only when it is said who
+/// everybody is, the slot's own sets may speak of them.
+pub(super) fn outside(now: Option<&AddressEntry>, then: &AddressEntry) -> AddressEntry {
+    match now {
+        Some(now) if !block(Some(now)) => AddressEntry {
+            identity: then.identity,
+            ..*now
+        },
+        _ => AddressEntry {
+            slot: NO_ADDRESS_SLOT,
+            kind: address_kind::REMOTE_POD,
+            ..*then
+        },
+    }
+}
+
 impl Stage<'_> {
     fn maps(&self) -> &Contents {
         &self.planner.mirror.contents
@@ -296,14 +312,6 @@ impl Stage<'_> {
         Some((old, new))
     }
 
-    /// Whether an address may lead to a slot before pods turn: nobody was judged there yet, or nobody there turns.
-    fn steady(&self, slot: u16) -> bool {
-        !self
-            .turns
-            .values()
-            .any(|slots| slots.contains(&slot.into()))
-    }
-
     fn addresses(&mut self) {
         for key in &self.dirty.addresses {
             let maps = &self.planner.mirror.contents;
@@ -323,7 +331,7 @@ impl Stage<'_> {
             let moves = Move {
                 groups,
                 slot: from.or(to).map(u32::from),
-                late: then.is_none() || entered,
+                late: then.is_none(),
             };
             let left = match now {
                 Some(entry) if !block(now) => self.rewritten(entry.identity),
@@ -335,12 +343,13 @@ impl Stage<'_> {
             });
             let changes = now.map(|e| e.identity) != then.map(|e| e.identity);
             let must = changes && groups.0 != groups.1 && (left || joined);
-            if !(must || self.shows(&moves)) || entered && !to.is_some_and(|slot| self.steady(slot))
-            {
+            if !(must || self.shows(&moves)) {
                 continue;
             }
             let desired = &self.planner.desired;
             let base = match (now, then) {
+                // Its slot's own sets are not to speak of peers before these are who they are to be.
+                (now, Some(then)) if entered => outside(now, then),
                 // Prefixes are not to speak of it before pods have turned.
                 (Some(now), then) if !block(Some(now)) && block(then) => *now,
                 (_, Some(then)) => *then,
@@ -359,6 +368,20 @@ impl Stage<'_> {
             if let Some(identity) = self.identity(groups) {
                 let entry = AddressEntry { identity, ..base };
                 self.out.addresses.insert(*key, Some(entry));
+                if let Some(slot) = to.filter(|_| entered) {
+                    self.unplugged(slot.into());
+                }
+            }
+        }
+    }
+
+    /// Links to a slot wait with its address: until that leads there, what comes from the link would be taken for spoofed.
+    fn unplugged(&mut self, slot: u32) {
+        for key in &self.dirty.links {
+            let now = self.planner.mirror.contents.links.get(key).copied();
+            let then = self.planner.desired.links.get(key);
+            if then.is_some_and(|entry| entry.slot == slot) && now.as_ref() != then {
+                self.out.links.insert(*key, now);
             }
         }
     }

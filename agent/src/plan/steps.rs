@@ -26,7 +26,7 @@ struct Phases {
     peers: Vec<Transaction>,
     /// What pods are told, once it is said who everybody is: a new set need not know a group that is gone.
     sets: Vec<Transaction>,
-    /// Addresses of pods whose slot is another: not before the slot has its sets.
+    /// Where addresses of pods lead whose slot is another: not before the slot has its sets, and all know who everybody is.
     entered: Vec<Transaction>,
     removed: Vec<Transaction>,
     epochs: Vec<Transaction>,

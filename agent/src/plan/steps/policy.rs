@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::{Pod, pod_flag, set_flag};
 
-use super::super::{Item, Transaction, epochs};
+use super::super::{Item, Transaction, epochs, stage};
 use super::{Builder, Held, one};
 use crate::datapath::Write;
 use crate::desired::STAGED_IDENTITIES;
@@ -295,6 +295,14 @@ impl Builder<'_> {
             match wanted {
                 Some(entry) => {
                     let mut needs = vec![Item::Group(entry.identity)];
+                    if entered {
+                        let known = stage::outside(now, entry);
+                        if now != Some(&known) {
+                            let write = Write::Address(key, Some(known));
+                            let known = one(item.clone(), needs.clone(), write);
+                            self.phases.peers.push(known);
+                        }
+                    }
                     if entry.slot != agent_common::NO_ADDRESS_SLOT {
                         needs.push(Item::Pod(entry.slot.into()));
                     }
