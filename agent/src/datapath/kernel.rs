@@ -63,7 +63,7 @@ fn refused(map: &'static str, capacity: u32, error: MapError) -> DatapathError {
 }
 
 /// Deleting what is not there is no error: a crash may lie between a deletion and its record.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>

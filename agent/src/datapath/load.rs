@@ -148,7 +148,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
     load_programs(&mut ebpf)?;
 
     let slots: ProgramArray<MapData> = typed(&mut ebpf, "programs")?;
-    let array_id = pinned_id(pins, "gate")?;
+    let gate_id = pinned_id(pins, "gate")?;
     let mut datapath = datapath(&mut ebpf)?;
     let mut adopted = present.iter().any(|name| !in_gate(name));
     if let Some(layout) = known(pins.found().layout())
@@ -180,7 +180,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
             gate: open_gate(&mut ebpf)?,
             grace: grace()?,
             settled: false,
-            array_id,
+            gate_id,
             ebpf,
         },
         adopted,
@@ -237,12 +237,11 @@ const fn map_data(map: &Map) -> Option<&MapData> {
 
 fn pinned_id(pins: &Pins, name: &'static str) -> Result<u32, LoadError> {
     let read = || {
-        let (_, fd) = sys::open_pin(&pins.map(name))?
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let (_, fd) = sys::open_pinned(&pins.map(name))?;
         sys::map_info(fd.as_fd())
     };
     read().map(|info| info.id).map_err(|source| LoadError::Io {
-        what: "reading the pinned program array",
+        what: "reading the pinned gate",
         source,
     })
 }
@@ -302,7 +301,7 @@ fn in_gate(name: &str) -> bool {
 }
 
 fn open_gate(ebpf: &mut Ebpf) -> Result<Gate, LoadError> {
-    let sockets = SOCKETS.map(|(_, map)| typed(ebpf, map));
+    let sockets = SOCKETS.map(|hook| typed(ebpf, hook.map));
     Ok(Gate {
         slots: typed(ebpf, "gate")?,
         sockets: sockets.into_iter().collect::<Result<_, _>>()?,

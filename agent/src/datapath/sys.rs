@@ -120,6 +120,11 @@ pub(super) fn open_pin(path: &Path) -> io::Result<Option<(ObjectKind, OwnedFd)>>
     }
 }
 
+/// Opens what is pinned at a path, where something must be.
+pub(super) fn open_pinned(path: &Path) -> io::Result<(ObjectKind, OwnedFd)> {
+    open_pin(path)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Pins an object at a path that does not exist yet.
 pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let name = c_path(path)?;
