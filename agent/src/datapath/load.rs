@@ -27,7 +27,7 @@ use super::object::{self, ObjectError, Sizes};
 use super::pins::{PinError, Pins, Shape};
 use super::programs::Programs;
 use super::words::Words;
-use super::{DatapathError, sys};
+use super::{DatapathError, drift, sys};
 use crate::mutant;
 
 /// Lines of the verifier's log that an error shows; the last ones say what is wrong.
@@ -97,6 +97,8 @@ pub struct Loaded {
     pub datapath: KernelDatapath,
     /// The programs, to be installed and attached.
     pub programs: Programs,
+    /// The pinned maps, to be looked after.
+    pub maps: drift::Maps,
     /// The ring of events.
     pub events: EventRing,
     /// The counters.
@@ -175,6 +177,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
             *timeouts,
         ),
         kept,
+        maps: drift::Maps::open(pins, &maps)?,
         programs: Programs {
             slots,
             gate: open_gate(&mut ebpf)?,
