@@ -25,9 +25,9 @@ pub const fn name(hook: u32) -> &'static str {
     }
 }
 
-/// Slots of the array `programs`. What is attached to an interface is a stub that tail-calls through a slot, so that an
-/// upgrade replaces programs by writing these slots, without touching a link. The four TC hooks' slots are their hook numbers;
-/// the slots behind them hold what the hooks' programs tail-call for the rare cases.
+/// Slots of the array `programs`, by which the programs of one layout tail-call each other. (What is attached is a stub, which tail-calls
+/// through the gate: [`crate::gate`].) The four TC hooks' slots are their hook numbers: a packet goes back there to be looked at again.
+/// The slots behind them hold what the hooks' programs tail-call for the rare cases.
 pub mod slot {
     /// A pod's packet without a valid entry: find out, judge, make the flow.
     pub const NEW_FROM_POD: u32 = 8;

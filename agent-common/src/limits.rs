@@ -11,6 +11,8 @@ pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 3 } else { 2 };
 /// Conntrack entries (two per flow) where nobody asks for another number. 262,144 are 131,072 flows, kube-proxy's own minimum
 /// (`conntrack-min`), in about 50 MiB. What the agent asks for by default comes from the machine's memory, see below.
 pub const CONNTRACK: u32 = 262_144;
+/// Entries of a flow, in either table: one for each direction.
+pub const ENTRIES_PER_FLOW: u32 = 2;
 /// Bytes that an entry of `conntrack` or `unreplied` takes in the kernel, at most (`htab_map_mem_usage`): 40 of key, 104 of value, 48 of
 /// the kernel's own, and a bucket of 16, of which there are up to twice as many as entries. Held against the kernel's word in the
 /// kernel tier.

@@ -25,10 +25,9 @@ use crate::admin::server::Server;
 use crate::compile::{Compiler, IpBlockMode, Options, UnknownPod};
 use crate::datapath::attach::{Attacher, Mode};
 use crate::datapath::collector::Collector;
-use crate::datapath::drift::Maps;
-use crate::datapath::{Datapath, Write, host, load, object, pins::Pins, switch::Switch};
+use crate::datapath::{Datapath, Write, host, load, pins::Pins, switch::Switch};
 use crate::local::{self, Local, UplinkChoice};
-use crate::model::{Kind, intern};
+use crate::model::intern;
 use crate::observe::flows::FlowHub;
 use crate::observe::metrics::{Metrics, server::Endpoint};
 use crate::observe::readiness::{self, Notice, Readiness};
@@ -81,6 +80,7 @@ pub struct Config {
 
 /// Events that may wait for the reconciler: a source that is faster is held back.
 const QUEUE: usize = 4_096;
+
 /// Runs the agent until it is told to end. The datapath stays in force.
 ///
 /// # Errors
@@ -113,8 +113,13 @@ async fn serve(config: Config) -> Result<()> {
         .datapath
         .write(&Write::Config(map_config(&config)?))?;
     let attacher = Attacher::new(&pins, &loaded.programs, config.attach)?;
-    let maps = Maps::open(&pins, &object::maps(&config.flows.sizes())?)?;
-    let attachments = Attachments::new(loaded.programs, attacher, Arc::clone(&pins), maps, cgroup);
+    let attachments = Attachments::new(
+        loaded.programs,
+        attacher,
+        Arc::clone(&pins),
+        loaded.maps,
+        cgroup,
+    );
     let attached = attachments.attached();
 
     let mut uplinks = UplinkChoice {
@@ -162,7 +167,7 @@ async fn serve(config: Config) -> Result<()> {
         hub: hub.clone(),
     });
     let switch = Switch::open(&pins)?;
-    let ended = spawn_reconciler(reconciler, received, local)?;
+    let mut ended = spawn_reconciler(reconciler, received, local)?;
     // Dropped with this function, which ends them all.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(source.run(events));
@@ -187,7 +192,6 @@ async fn serve(config: Config) -> Result<()> {
         tasks.spawn(endpoint.run(observed, metrics));
     }
 
-    let mut ended = ended;
     let mut stop = Stop::new()?;
     let result = loop {
         tokio::select! {
@@ -307,10 +311,4 @@ impl Stop {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-/// Every kind, where a source tells of all of them.
-#[must_use]
-pub fn kinds() -> &'static [Kind] {
-    &Kind::ALL
 }

@@ -21,6 +21,7 @@ pub mod services;
 mod sets;
 #[cfg(test)]
 pub(crate) mod tests;
+mod trie;
 mod view;
 mod vocabulary;
 

@@ -17,6 +17,7 @@ mod evictions;
 pub mod faulty;
 mod gate;
 mod grace;
+mod held;
 pub mod host;
 mod kernel;
 pub mod load;

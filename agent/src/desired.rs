@@ -7,11 +7,11 @@ use std::net::IpAddr;
 
 use agent_common::{
     Address, AddressEntry, GroupEntry, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceKey,
-    Verdict, limits,
+    SetWord, Verdict, limits,
 };
 
 use crate::datapath::Bits;
-use crate::model::{Family, ObjectKey, Protocol, Text};
+use crate::model::{Direction, Family, ObjectKey, Protocol, Text};
 
 /// Identities from here on are the plan's own, for peers that pass through a stage (`plan/stage.rs`): as many different moves as a
 /// plan can hold apart.
@@ -77,6 +77,14 @@ pub struct Frontend {
 
 /// A pod's slot. The epoch is the plan's business, and zero here.
 pub type PodSpec = Pod;
+
+/// The set of a pod in one direction.
+pub const fn set_of(pod: &Pod, direction: Direction) -> SetWord {
+    match direction {
+        Direction::Egress => pod.egress,
+        Direction::Ingress => pod.ingress,
+    }
+}
 
 /// Everything that is different from what was compiled before. `None`: the key is to go.
 #[derive(Clone, Default, Debug)]

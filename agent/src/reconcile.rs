@@ -5,6 +5,7 @@
 
 mod drift;
 mod handle;
+mod intake;
 mod news;
 mod snapshot;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use crate::datapath::drift::Repair;
 use crate::datapath::{Contents, Datapath, DatapathError};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
-use crate::model::{Change, Cluster, Kind, ObjectId, Text};
+use crate::model::{Change, Cluster, Kind, Text};
 use crate::plan::{Applied, Planner, apply};
 use crate::problem::Problem;
 use crate::source::{Event, Rejected};
@@ -265,70 +266,6 @@ impl Reconciler {
         }
     }
 
-    fn take(&mut self, event: Event) {
-        self.dirty_snapshot = true;
-        // Also what is not applied yet is known: before the first apply that is everything.
-        self.state = None;
-        match event {
-            Event::Upsert(object) => {
-                let id = object.id();
-                self.forget(&id);
-                self.counts.events += 1;
-                self.changes.extend(self.cluster.upsert(object));
-            }
-            Event::Delete(id) => {
-                self.forget(&id);
-                self.counts.events += 1;
-                self.changes.extend(self.cluster.delete(&id));
-            }
-            Event::Rejected(rejected) => {
-                self.rejected.insert(name(&rejected), rejected);
-            }
-            Event::Notice(notice) => {
-                self.source_notices.insert(name(&notice), notice);
-            }
-            Event::Mended(object) => {
-                self.rejected.remove(&object);
-            }
-            Event::Synced(kind) => {
-                let state = self.kinds.entry(kind).or_default();
-                state.synced = true;
-                state.stale = None;
-            }
-            Event::Stale {
-                kind,
-                since,
-                reason,
-            } => {
-                self.kinds.entry(kind).or_default().stale = Some((since, reason));
-            }
-        }
-    }
-
-    /// A good version of an object, or its end, ends what was said of it.
-    fn forget(&mut self, id: &ObjectId) {
-        let name = id.to_string();
-        self.rejected.remove(&name);
-        self.source_notices.remove(&name);
-    }
-
-    fn take_local(&mut self, local: &Option<Arc<Local>>) {
-        if let Some(local) = local
-            && (!self.local_known || **local != self.local)
-        {
-            self.local = local.as_ref().clone();
-            self.local_known = true;
-            self.local_changed = true;
-            self.dirty_snapshot = true;
-            self.state = None;
-        }
-    }
-
-    fn complete(&self) -> bool {
-        let synced = self.kinds.values().all(|kind| kind.synced);
-        self.local_known && (synced || crate::mutant::removed("prune-before-sync"))
-    }
-
     fn reconcile(&mut self, retried: bool) -> Result<(), ReconcileError> {
         if !self.complete() {
             return Ok(());
@@ -425,68 +362,6 @@ impl Reconciler {
         self.note_mended();
         self.ready.send_replace(true);
         Ok(())
-    }
-
-    fn answer(&mut self, answer: oneshot::Sender<Arc<State>>) {
-        let state = self.state.get_or_insert_with(|| {
-            let planner = self.planner.as_ref();
-            Arc::new(State {
-                cluster: self.cluster.clone(),
-                local: self.local.clone(),
-                desired: planner.map_or_else(Desired::default, |p| p.desired().clone()),
-                contents: planner.map(|p| p.contents().clone()).unwrap_or_default(),
-                rules: self.compile.rules(),
-            })
-        });
-        // Whoever asked may have left.
-        let _gone = answer.send(Arc::clone(state));
-    }
-
-    fn publish(&mut self) {
-        if !std::mem::take(&mut self.dirty_snapshot) {
-            return;
-        }
-        let planner = self.planner.as_ref();
-        let problems: BTreeSet<Problem> = planner
-            .into_iter()
-            .flat_map(Planner::problems)
-            .chain(&self.compiled.problems)
-            .chain(&self.unattached)
-            .chain(&self.drift.problems)
-            .cloned()
-            .collect();
-        let compiled = self.compiled.notices.iter().map(|notice| Rejected {
-            object: notice.object.clone(),
-            id: None,
-            reason: notice.reason.clone(),
-        });
-        news::tell(&self.told, &problems);
-        self.told.clone_from(&problems);
-        let notices = self.source_notices.values().cloned().chain(compiled);
-        self.snapshots.send_replace(Arc::new(Snapshot {
-            kinds: self.kinds.clone(),
-            local_known: self.local_known,
-            internal_ips: self
-                .cluster
-                .nodes
-                .get(&self.node)
-                .map(|node| node.internal_ips.clone())
-                .unwrap_or_default(),
-            problems: problems.into_iter().collect(),
-            rejected: self.rejected.values().cloned().collect(),
-            notices: notices.collect(),
-            usage: planner.map(snapshot::usage).unwrap_or_default(),
-            counts: self.counts,
-            last_apply: self.last_apply.clone(),
-            drift: self.drift.state.clone(),
-        }));
-    }
-}
-
-fn name(rejected: &Rejected) -> String {
-    match &rejected.id {
-        Some(id) => id.to_string(),
-        None => rejected.object.clone(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::test::runner;
-use crate::test::tiers::Tier;
+use crate::test::tiers::{Tier, target};
 
 pub(crate) use crate::test::Outcome;
 
@@ -42,15 +42,35 @@ const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> 
     }
 }
 
-/// Tests of the lab, which start the agent as a process.
-const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+/// Tests of a file, which run as root.
+const fn root(
+    name: &'static str,
+    removes: &'static str,
+    cargo: &'static [&'static str],
+    test: &'static str,
+) -> Mutant {
     Mutant {
         name,
         removes,
-        cargo: &["--package", "tests", "--test", "lab"],
+        cargo,
         test,
         root: true,
     }
+}
+
+/// Packets through the programs.
+const fn packets(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    root(name, removes, target!("packets"), test)
+}
+
+/// Tests of the real maps.
+const fn kernel(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    root(name, removes, target!("kernel"), test)
+}
+
+/// Tests of the lab, which start the agent as a process.
+const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
+    root(name, removes, target!("lab"), test)
 }
 
 /// The upgrade to another layout, in the lab.
@@ -64,41 +84,31 @@ const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
 
 /// Every mutant.
 pub(crate) const MUTANTS: &[Mutant] = &[
-    Mutant {
-        name: "redirect-without-ingress",
-        removes: "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
-        cargo: &["--package", "tests", "--test", "packets"],
-        test: "policy::ingress_is_judged_before_a_redirect",
-        root: true,
-    },
-    Mutant {
-        name: "no-epoch",
-        removes: "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
-        cargo: &["--package", "tests", "--test", "packets"],
-        test: "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
-        root: true,
-    },
-    Mutant {
-        name: "no-share",
-        removes: "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
-        cargo: &["--package", "tests", "--test", "packets"],
-        test: "shares::a_pod_at_its_share_goes_on_among_the_unanswered",
-        root: true,
-    },
-    Mutant {
-        name: "gc-without-recheck",
-        removes: "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
-        cargo: &["--package", "tests", "--test", "kernel"],
-        test: "flows::a_flow_that_comes_back_while_it_is_collected_stays",
-        root: true,
-    },
-    Mutant {
-        name: "untranslated",
-        removes: "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
-        cargo: &["--package", "tests", "--test", "packets"],
-        test: "services::a_flow_to_an_address_that_becomes_a_services_goes_to_its_backend",
-        root: true,
-    },
+    packets(
+        "redirect-without-ingress",
+        "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
+        "policy::ingress_is_judged_before_a_redirect",
+    ),
+    packets(
+        "no-epoch",
+        "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+        "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
+    ),
+    packets(
+        "no-share",
+        "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
+        "shares::a_pod_at_its_share_goes_on_among_the_unanswered",
+    ),
+    kernel(
+        "gc-without-recheck",
+        "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
+        "flows::a_flow_that_comes_back_while_it_is_collected_stays",
+    ),
+    packets(
+        "untranslated",
+        "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
+        "services::a_flow_to_an_address_that_becomes_a_services_goes_to_its_backend",
+    ),
     unit(
         "no-grace",
         "agent/src/plan/apply.rs, agent/src/datapath/grace.rs: the grace period before anything is collected and used again",
@@ -143,7 +153,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     unit(
         "prune-before-sync",
-        "agent/src/reconcile.rs: the wait for every kind before the first apply",
+        "agent/src/reconcile/intake.rs: the wait for every kind before the first apply",
         "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",
     ),
     unit(

@@ -2,179 +2,80 @@
 //!
 //! Never changed once a release has had it: a later layout gets a file of its own.
 
-use super::{Field, Layout, MapLayout, Record};
+use super::{Field, Layout, MapLayout, Record, covered};
 
-const fn field(name: &'static str, offset: usize, size: usize) -> Field {
-    Field { name, offset, size }
+/// Fields one behind the other, from their names and sizes.
+const fn placed<const N: usize>(list: [(&'static str, usize); N]) -> [Field; N] {
+    const NONE: Field = Field {
+        name: "",
+        offset: 0,
+        size: 0,
+    };
+    let mut fields = [NONE; N];
+    let (mut at, mut offset) = (0, 0);
+    while at < N {
+        let (name, size) = list[at];
+        fields[at] = Field { name, offset, size };
+        offset += size;
+        at += 1;
+    }
+    fields
 }
 
-const TUPLE: Record = Record {
-    size: 40,
-    fields: &[
-        field("source", 0, 16),
-        field("destination", 16, 16),
-        field("source_port_be", 32, 2),
-        field("destination_port_be", 34, 2),
-        field("protocol", 36, 1),
-        field("_zero", 37, 3),
-    ],
-};
+/// A record by its fields in order, each with its bytes. Nothing lies between them: all padding is a field.
+macro_rules! packed {
+    ($($name:ident $size:literal),* $(,)?) => {{
+        const FIELDS: &[Field] = &placed([$((stringify!($name), $size)),*]);
+        Record { size: covered(FIELDS), fields: FIELDS }
+    }};
+}
 
-const FLOW: Record = Record {
-    size: 104,
-    fields: &[
-        field("new_source", 0, 16),
-        field("new_destination", 16, 16),
-        field("new_source_port_be", 32, 2),
-        field("new_destination_port_be", 34, 2),
-        field("address_delta", 36, 4),
-        field("flags", 40, 4),
-        field("ifindex", 44, 4),
-        field("port_delta", 48, 4),
-        field("deliver", 52, 4),
-        field("opener", 56, 4),
-        field("responder", 60, 4),
-        field("egress", 64, 8),
-        field("ingress", 72, 8),
-        field("backend", 80, 4),
-        field("backend_generation", 84, 4),
-        field("service", 88, 4),
-        field("last_seen", 92, 4),
-        field("created", 96, 4),
-        field("path", 100, 1),
-        field("fin", 101, 1),
-        field("partner_fin", 102, 1),
-        field("closing", 103, 1),
-    ],
-};
+const TUPLE: Record = packed!(
+    source 16, destination 16, source_port_be 2, destination_port_be 2, protocol 1, _zero 3,
+);
 
-const NUMBER: Record = Record {
-    size: 4,
-    fields: &[field("number", 0, 4)],
-};
+const FLOW: Record = packed!(
+    new_source 16, new_destination 16, new_source_port_be 2, new_destination_port_be 2,
+    address_delta 4, flags 4, ifindex 4, port_delta 4, deliver 4, opener 4, responder 4, egress 8,
+    ingress 8, backend 4, backend_generation 4, service 4, last_seen 4, created 4, path 1, fin 1,
+    partner_fin 1, closing 1,
+);
 
-const SOCKET_KEY: Record = Record {
-    size: 32,
-    fields: &[
-        field("cookie", 0, 8),
-        field("address", 8, 16),
-        field("port_be", 24, 2),
-        field("protocol", 26, 1),
-        field("_zero", 27, 5),
-    ],
-};
+const NUMBER: Record = packed!(number 4);
 
-const SOCKET: Record = Record {
-    size: 32,
-    fields: &[
-        field("address", 0, 16),
-        field("port_be", 16, 2),
-        field("_zero", 18, 2),
-        field("backend", 20, 4),
-        field("backend_generation", 24, 4),
-        field("service", 28, 4),
-    ],
-};
+const SOCKET_KEY: Record = packed!(cookie 8, address 16, port_be 2, protocol 1, _zero 5);
 
-const POD: Record = Record {
-    size: 48,
-    fields: &[
-        field("egress", 0, 8),
-        field("ingress", 8, 8),
-        field("epoch", 16, 4),
-        field("ifindex", 20, 4),
-        field("flags", 24, 4),
-        field("mac", 28, 6),
-        field("host_mac", 34, 6),
-        field("_zero", 40, 8),
-    ],
-};
+const SOCKET: Record = packed!(
+    address 16, port_be 2, _zero 2, backend 4, backend_generation 4, service 4,
+);
 
-const LINK: Record = Record {
-    size: 8,
-    fields: &[field("slot", 0, 4), field("_zero", 4, 4)],
-};
+const POD: Record = packed!(
+    egress 8, ingress 8, epoch 4, ifindex 4, flags 4, mac 6, host_mac 6, _zero 8,
+);
 
-const BYTES: Record = Record {
-    size: 16,
-    fields: &[field("bytes", 0, 16)],
-};
+const LINK: Record = packed!(slot 4, _zero 4);
 
-const ADDRESS: Record = Record {
-    size: 8,
-    fields: &[
-        field("identity", 0, 4),
-        field("slot", 4, 2),
-        field("kind", 6, 1),
-        field("check", 7, 1),
-    ],
-};
+const BYTES: Record = packed!(bytes 16);
 
-const PREFIX: Record = Record {
-    size: 8,
-    fields: &[field("identity", 0, 4), field("_zero", 4, 4)],
-};
+const ADDRESS: Record = packed!(identity 4, slot 2, kind 1, check 1);
 
-const GROUP: Record = Record {
-    size: 8,
-    fields: &[field("group", 0, 4), field("_zero", 4, 4)],
-};
+const PREFIX: Record = packed!(identity 4, _zero 4);
 
-const RULE: Record = Record {
-    size: 16,
-    fields: &[
-        field("set", 0, 4),
-        field("group", 4, 4),
-        field("protocol", 8, 1),
-        field("_zero", 9, 1),
-        field("port_be", 10, 2),
-        field("_rest", 12, 4),
-    ],
-};
+const GROUP: Record = packed!(group 4, _zero 4);
 
-const VERDICT: Record = Record {
-    size: 8,
-    fields: &[
-        field("rule", 0, 4),
-        field("priority", 4, 2),
-        field("tier", 6, 1),
-        field("action", 7, 1),
-    ],
-};
+const RULE: Record = packed!(set 4, group 4, protocol 1, _zero 1, port_be 2, _rest 4);
 
-const SERVICE_KEY: Record = Record {
-    size: 24,
-    fields: &[
-        field("address", 0, 16),
-        field("port_be", 16, 2),
-        field("protocol", 18, 1),
-        field("_zero", 19, 5),
-    ],
-};
+const VERDICT: Record = packed!(rule 4, priority 2, tier 1, action 1);
 
-const SERVICE: Record = Record {
-    size: 8,
-    fields: &[
-        field("pool", 0, 4),
-        field("flags", 4, 2),
-        field("check", 6, 2),
-    ],
-};
+const SERVICE_KEY: Record = packed!(address 16, port_be 2, protocol 1, _zero 5);
 
-const HEAD: Record = Record {
-    size: 8,
-    fields: &[field("first", 0, 4), field("count", 4, 4)],
-};
+const SERVICE: Record = packed!(pool 4, flags 2, check 2);
 
-const SLOT: Record = Record {
-    size: 4,
-    fields: &[field("backend", 0, 4)],
-};
+const HEAD: Record = packed!(first 4, count 4);
 
-const BACKEND: Record = Record {
-    size: 24,
-    fields: &[field("address", 0, 16), field("word", 16, 8)],
-};
+const SLOT: Record = packed!(backend 4);
+
+const BACKEND: Record = packed!(address 16, word 8);
 
 const fn map(name: &'static str, key: Record, value: Record) -> MapLayout {
     MapLayout { name, key, value }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::conntrack::ConntrackArgs;
+use crate::datapath::pins::DEFAULT_ROOT;
 use crate::observe::logging::Format;
 
 /// Run the agent of a node.
@@ -32,7 +33,7 @@ pub struct AgentArgs {
     #[arg(
         long,
         value_name = "DIR",
-        default_value = "/sys/fs/bpf/sluice",
+        default_value = DEFAULT_ROOT,
         help_heading = "Datapath"
     )]
     pub pin_root: PathBuf,

@@ -1,4 +1,5 @@
 //! Policy, identities, addresses and local pods: everything of the maps but services.
+//!
 //! An update goes through these stages; each leaves to the next what it made different:
 //! policies and vocabulary -> local pods -> sets -> peers in use -> identities and prefixes -> groups -> rules -> words.
 //!
@@ -8,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent_common::{AddressEntry, GROUP_ANY, GroupEntry, PrefixEntry, RuleKey};
+use agent_common::{AddressEntry, GROUP_ANY, GroupEntry, RuleKey};
 
 use super::groups::{GroupKey, Groups};
 use super::identity::{Identities, PrefixKey, Who};
@@ -390,63 +391,6 @@ impl Enforcement {
                 delta
                     .groups
                     .insert(*number, Some(GroupEntry { group, _zero: 0 }));
-            }
-        }
-    }
-
-    /// Makes the trie say what `prefixes` wants of one prefix.
-    pub(super) fn reprefix(&mut self, key: PrefixKey, dirty: &mut Dirty, delta: &mut Delta) {
-        let bits = Bits {
-            length: key.length,
-            data: key.prefix,
-        };
-        let wanted = self.prefixes.users.contains_key(&key);
-        match (wanted, self.trie.get(&key).copied()) {
-            (true, None | Some(None)) => {
-                let identity = self.identities.acquire(Who::Prefix(key));
-                if let Some((number, _)) = identity {
-                    dirty.identities.insert(number);
-                }
-                let number = identity.map(|(number, _)| number);
-                if number.is_none() {
-                    self.starved_prefixes.insert(key);
-                }
-                self.trie.insert(key, number);
-                let entry = PrefixEntry {
-                    identity: number.unwrap_or(agent_common::IDENTITY_UNKNOWN),
-                    _zero: 0,
-                };
-                delta.prefixes.insert(bits, Some(entry));
-            }
-            (true, Some(Some(number))) => drop(dirty.identities.insert(number)),
-            (false, Some(number)) => {
-                self.trie.remove(&key);
-                if let Some(number) = number {
-                    self.identities.release(number);
-                }
-                delta.prefixes.insert(bits, None);
-            }
-            (false, None) => {}
-        }
-    }
-
-    fn retry_prefixes(
-        &mut self,
-        dirty: &mut Dirty,
-        delta: &mut Delta,
-        problems: &mut Vec<Problem>,
-    ) {
-        for key in std::mem::take(&mut self.starved_prefixes) {
-            self.reprefix(key, dirty, delta);
-            if self.trie.get(&key) == Some(&None) {
-                let address = agent_common::Address {
-                    bytes: key.prefix.bytes,
-                };
-                problems.push(Problem::full(
-                    format!("ipBlock {address}, {} bits", key.length),
-                    "groups",
-                    self.options.limits.identities,
-                ));
             }
         }
     }

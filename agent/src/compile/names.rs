@@ -26,13 +26,6 @@ pub enum RuleName {
     },
 }
 
-fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Egress => "egress",
-        Direction::Ingress => "ingress",
-    }
-}
-
 impl fmt::Display for RuleName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -40,12 +33,12 @@ impl fmt::Display for RuleName {
                 policy,
                 direction,
                 index,
-            } => write!(f, "{policy} {}[{index}]", direction_name(*direction)),
+            } => write!(f, "{policy} {}[{index}]", direction.name()),
             Self::Default {
                 policies,
                 direction,
             } => {
-                write!(f, "no {} rule of ", direction_name(*direction))?;
+                write!(f, "no {} rule of ", direction.name())?;
                 for (i, policy) in policies.iter().enumerate() {
                     write!(f, "{}{policy}", if i == 0 { "" } else { ", " })?;
                 }

@@ -286,4 +286,4 @@ fn unnamed_port(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,8 +2,8 @@
 //!
 //! Reconciling is by what is really there, read each time: links of tcx by their pins, clsact filters by asking the kernel. So a restart
 //! keeps what an earlier agent attached, with no gap, and something taken away by hand comes back. Links of tcx are held, too: their pins
-//! may go without a packet noticing. What is attached is a stub that
-//! never changes within a layout; the pinned stubs are those of the agent that made them first.
+//! may go without a packet noticing. What is attached is a stub that never changes, whatever layout is in force; the pinned stubs are those
+//! of the agent that made them first.
 
 pub(super) mod clsact;
 mod stub;
@@ -11,17 +11,15 @@ mod tcx;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd;
 
-use super::drift::{Found, Held, Repair, keep_pinned};
+use super::drift::{Found, Repair};
+use super::held::Held;
 use super::host::{self, HostError};
 use super::load::LoadError;
 use super::pins::Pins;
 use super::programs::Programs;
-use super::sys::ObjectKind;
 use crate::problem::Problem;
 use clsact::Clsact;
-use stub::Stub;
 use tcx::Tcx;
 
 /// How programs are attached to interfaces.
@@ -139,7 +137,7 @@ pub struct Report {
 
 /// Attaches the stubs.
 pub struct Attacher {
-    stubs: BTreeMap<StubName, Stub>,
+    stubs: BTreeMap<StubName, Held>,
     tcx: Option<Tcx>,
     clsact: Clsact,
     use_tcx: bool,
@@ -153,7 +151,7 @@ impl Attacher {
     pub fn new(pins: &Pins, programs: &Programs, mode: Mode) -> Result<Self, AttachError> {
         let mut stubs = BTreeMap::new();
         for name in StubName::ALL {
-            stubs.insert(name, Stub::adopt(pins, programs, name)?);
+            stubs.insert(name, stub::adopt(pins, programs, name)?);
         }
         let has_tcx = match stubs.get(&StubName::FromPod) {
             Some(stub) => tcx::supported(stub)?,
@@ -190,12 +188,7 @@ impl Attacher {
     /// Makes sure that the pins of the stubs are there.
     pub fn check(&self, pins: &Pins, found: &mut Found) {
         for (name, stub) in &self.stubs {
-            let held = Held {
-                kind: ObjectKind::Program,
-                fd: stub.fd.as_fd(),
-                id: stub.id,
-            };
-            keep_pinned(&pins.program(name.program()), &held, found);
+            stub.keep_pinned(&pins.program(name.program()), found);
         }
     }
 

@@ -11,8 +11,6 @@ use super::object::Sizes;
 use super::pins::{PinError, Pins};
 use super::sys::{self, ObjectKind};
 
-/// Entries of a flow.
-const ENTRIES_PER_FLOW: u32 = 2;
 /// Bytes that room for one flow takes: two entries in `conntrack`, and one in `unreplied`, which has half as many.
 const FLOW_BYTES: u64 = 3 * limits::CONNTRACK_ENTRY_BYTES;
 
@@ -85,7 +83,7 @@ impl Sizes {
     #[must_use]
     pub const fn of_flows(flows: u32) -> Self {
         Self {
-            conntrack: flows.saturating_mul(ENTRIES_PER_FLOW),
+            conntrack: flows.saturating_mul(limits::ENTRIES_PER_FLOW),
             unreplied: flows,
         }
     }
@@ -98,10 +96,7 @@ impl Sizes {
         let mut kept = Vec::new();
         for (map, wanted) in self.by_name() {
             let path = pins.map(map);
-            let failed = |source| PinError::Io {
-                path: path.clone(),
-                source,
-            };
+            let failed = |source| PinError::io(&path, source);
             let Some((ObjectKind::Map, fd)) = sys::open_pin(&path).map_err(failed)? else {
                 continue;
             };

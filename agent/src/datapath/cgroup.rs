@@ -1,39 +1,23 @@
 //! Socket programs of the cgroup, by pinned links `cgroup-HOOK`.
 //!
-//! They have no stub: a link's program is replaced by `BPF_LINK_UPDATE`, which is atomic for a socket call.
+//! What is attached is a stub of each hook, which goes on in the program that the gate holds ([`super::gate`]). Stubs are not pinned by
+//! themselves: each agent puts its own into the links that are there by `BPF_LINK_UPDATE`, which is atomic for a socket call.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya_obj::generated::bpf_attach_type::{
-    BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET4_GETPEERNAME, BPF_CGROUP_INET6_CONNECT,
-    BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
-    BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
-};
-
 use super::attach::AttachError;
-use super::drift::{Found, Held, Part, keep_pinned};
+use super::drift::{Found, Part};
+use super::gate::{SOCKETS, SocketHook};
+use super::held::Held;
 use super::load::LoadError;
 use super::pins::Pins;
 use super::programs::Programs;
 use super::sys::{self, LinkTarget, ObjectKind};
-
-/// Programs and what they are attached as. What undoes a translation is attached before what does it, so that no socket
-/// is translated one way only.
-const PROGRAMS: [(&str, u32); 8] = [
-    ("recvmsg4", BPF_CGROUP_UDP4_RECVMSG as u32),
-    ("recvmsg6", BPF_CGROUP_UDP6_RECVMSG as u32),
-    ("getpeername4", BPF_CGROUP_INET4_GETPEERNAME as u32),
-    ("getpeername6", BPF_CGROUP_INET6_GETPEERNAME as u32),
-    ("connect4", BPF_CGROUP_INET4_CONNECT as u32),
-    ("connect6", BPF_CGROUP_INET6_CONNECT as u32),
-    ("sendmsg4", BPF_CGROUP_UDP4_SENDMSG as u32),
-    ("sendmsg6", BPF_CGROUP_UDP6_SENDMSG as u32),
-];
 
 /// Names of the pins begin so; the program's name follows.
 pub(super) const PIN: &str = "cgroup-";
@@ -41,9 +25,9 @@ pub(super) const PIN: &str = "cgroup-";
 /// What was done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CgroupReport {
-    /// Programs attached where none of ours was.
+    /// Stubs attached where none of ours was.
     pub attached: usize,
-    /// Links of an earlier agent that have this agent's program now.
+    /// Links of an earlier agent that have this agent's stub now.
     pub replaced: usize,
 }
 
@@ -53,18 +37,12 @@ pub(super) fn undoes(pin: &str) -> bool {
     name.starts_with("recvmsg") || name.starts_with("getpeername")
 }
 
-/// A link, held beside its pin.
-#[derive(Debug)]
-struct Link {
-    fd: OwnedFd,
-    id: u32,
-}
-
 /// The socket programs at their cgroup.
 #[derive(Debug)]
 pub struct Sockets {
     cgroup: PathBuf,
-    links: BTreeMap<&'static str, Link>,
+    /// Held beside their pins.
+    links: BTreeMap<&'static str, Held>,
 }
 
 /// What a link to a cgroup says that it is attached to.
@@ -105,7 +83,10 @@ impl Sockets {
         let directory = File::open(cgroup).map_err(opening())?;
         let mut report = CgroupReport::default();
         let mut links = BTreeMap::new();
-        for (name, attach_type) in PROGRAMS {
+        for SocketHook {
+            name, attach_type, ..
+        } in SOCKETS
+        {
             let program = program(programs, name)?;
             let path = path(pins, name);
             let failed = |what: &str| {
@@ -122,7 +103,8 @@ impl Sockets {
                 if info.target == same {
                     sys::link_update(fd.as_fd(), program).map_err(failed("replacing"))?;
                     report.replaced += 1;
-                    links.insert(name, Link { fd, id: info.id });
+                    let (kind, id) = (ObjectKind::Link, info.id);
+                    links.insert(name, Held { kind, fd, id });
                     continue;
                 }
             }
@@ -140,19 +122,17 @@ impl Sockets {
 
     /// Checks that each program is where it belongs, and its link pinned; mends what is not.
     pub fn check(&mut self, pins: &Pins, programs: &Programs, found: &mut Found) {
-        for (name, attach_type) in PROGRAMS {
+        for SocketHook {
+            name, attach_type, ..
+        } in SOCKETS
+        {
             match self.mend(programs, name, attach_type) {
                 Ok(None) => {}
                 Ok(Some(what)) => found.mended(Part::Cgroup, what),
                 Err(error) => found.failed(format_args!("socket program {name}"), error),
             }
             if let Some(link) = self.links.get(name) {
-                let held = Held {
-                    kind: ObjectKind::Link,
-                    fd: link.fd.as_fd(),
-                    id: link.id,
-                };
-                keep_pinned(&path(pins, name), &held, found);
+                link.keep_pinned(&path(pins, name), found);
             }
         }
     }
@@ -187,9 +167,8 @@ impl Sockets {
     }
 }
 
-fn create(program: BorrowedFd<'_>, directory: &File, attach_type: u32) -> io::Result<Link> {
+fn create(program: BorrowedFd<'_>, directory: &File, attach_type: u32) -> io::Result<Held> {
     let cgroup = directory.as_fd().as_raw_fd().cast_unsigned();
     let fd = sys::link_create(program, cgroup, attach_type)?;
-    let id = sys::link_info(fd.as_fd())?.id;
-    Ok(Link { fd, id })
+    Held::new(ObjectKind::Link, fd)
 }

@@ -20,9 +20,6 @@ use super::attach::clsact::Clsact;
 use super::sys::{self, LinkTarget, ObjectKind};
 use super::{cgroup, pins};
 
-/// What agents of all layouts share, from layout 2 on; a node may come back to layout 1 from there.
-const HOOKS: &str = "hooks";
-
 /// Why nothing was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
@@ -104,7 +101,7 @@ impl Claim {
         let directories = self.directories(cleaned);
         // What is attached goes first: nobody may meet half of it.
         for directory in &directories {
-            detach_links(&directory.join("links"), cleaned);
+            detach_links(&directory.join(pins::LINKS), cleaned);
         }
         clean_clsact(cleaned);
         for directory in &directories {
@@ -156,7 +153,7 @@ impl Claim {
 
 /// Whether a name under a pin root is that of a directory of Sluice's.
 fn is_ours(name: &str) -> bool {
-    pins::is_layout(name) || name == HOOKS
+    pins::is_layout(name) || name == pins::HOOKS
 }
 
 /// Detaches every link that is pinned in a directory, and removes the pins.

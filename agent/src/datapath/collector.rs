@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use agent_common::Count;
+use agent_common::{Count, limits::ENTRIES_PER_FLOW};
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
@@ -13,9 +13,6 @@ use super::counters::Counters;
 use super::evictions::{Balance, Ledger, possible_cpus};
 use super::pins::Pins;
 use super::shares::{Held, Shares};
-
-/// Entries of a flow.
-const ENTRIES_PER_FLOW: u64 = 2;
 
 /// Collects flows, pass after pass.
 #[derive(Debug)]
@@ -152,7 +149,7 @@ impl Collector {
         };
         for table in Table::ALL {
             let (came, went) = table.counts();
-            let added = self.counters.count(came)?.packets * ENTRIES_PER_FLOW;
+            let added = self.counters.count(came)?.packets * u64::from(ENTRIES_PER_FLOW);
             let sweep = match table {
                 Table::Unreplied => self.sweep(table, |_| ())?,
                 Table::Conntrack => {
@@ -210,7 +207,7 @@ fn share(entries: u32, percent: u32) -> u32 {
     if percent >= 100 {
         return 0;
     }
-    let flows = u64::from(entries) / ENTRIES_PER_FLOW * u64::from(percent) / 100;
+    let flows = u64::from(entries / ENTRIES_PER_FLOW) * u64::from(percent) / 100;
     u32::try_from(flows).unwrap_or(u32::MAX).max(1)
 }
 

@@ -16,8 +16,6 @@ use super::sys::{self, Cursor};
 
 /// Entries read by one call: big enough to make the call's cost small, small enough to hold in the cache.
 const BATCH: usize = 1_024;
-/// `BPF_NOEXIST`: only where no entry is.
-const NO_EXIST: u64 = 1;
 
 /// `conntrack` and `unreplied`, open for reading and collecting.
 #[derive(Debug)]
@@ -71,7 +69,7 @@ pub const fn partner(key: &Tuple, flow: &Flow) -> Tuple {
     }
 }
 
-/// Whether an entry has been idle for longer than it may. A time in the future (clocks of two CPUs) is not old.
+/// Whether an entry, last seen at a time that may be its partner's, has been idle for longer than it may at `now`. A time in the future (clocks of two CPUs) is not old.
 const fn is_old(
     timeouts: &Timeouts,
     table: Table,
@@ -109,18 +107,6 @@ impl Conntrack {
     /// The kernel refused.
     pub fn capacity(&self, table: Table) -> io::Result<u32> {
         Ok(sys::map_info(self.map(table))?.max_entries)
-    }
-
-    /// Whether an entry, last seen at a time that may be its partner's, has been idle for longer than it may at `now`.
-    const fn is_old(
-        &self,
-        table: Table,
-        key: &Tuple,
-        flow: &Flow,
-        last_seen: u32,
-        now: u32,
-    ) -> bool {
-        is_old(&self.timeouts, table, key, flow, last_seen, now)
     }
 
     fn map(&self, table: Table) -> BorrowedFd<'_> {
@@ -166,7 +152,7 @@ impl Conntrack {
             let now = now();
             for (key, flow) in &entries {
                 sweep.seen += 1;
-                let stays = !self.is_old(table, key, flow, flow.last_seen, now)
+                let stays = !is_old(&self.timeouts, table, key, flow, flow.last_seen, now)
                     || self.retire(table, key, &mut sweep)?;
                 if stays {
                     sweep.left += 1;
@@ -193,7 +179,7 @@ impl Conntrack {
             later(flow.last_seen, other.last_seen)
         });
         let trusted = crate::mutant::removed("gc-without-recheck");
-        if !(trusted || self.is_old(table, key, &flow, last_seen, now())) {
+        if !(trusted || is_old(&self.timeouts, table, key, &flow, last_seen, now())) {
             sweep.revived += 1;
             return Ok(true);
         }
@@ -204,15 +190,16 @@ impl Conntrack {
             }
         }
         let now = now();
-        let dead =
-            |(half, flow): &(Tuple, Flow)| self.is_old(table, half, flow, flow.last_seen, now);
+        let dead = |(half, flow): &(Tuple, Flow)| {
+            is_old(&self.timeouts, table, half, flow, flow.last_seen, now)
+        };
         if trusted || taken.iter().all(dead) {
             sweep.expired += taken.len() as u64;
             return Ok(false);
         }
         sweep.revived += 1;
         for (half, flow) in &taken {
-            match sys::update(map, half, flow, NO_EXIST) {
+            match sys::update(map, half, flow, sys::NO_EXIST) {
                 Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
                 _ => {}
             }

@@ -126,9 +126,7 @@ impl Write {
             Self::Config(..) => ("config", 1),
         }
     }
-}
 
-impl Write {
     /// Whether the write is a call that takes an element out.
     pub(crate) const fn deletes(&self) -> bool {
         matches!(
@@ -189,7 +187,7 @@ impl Contents {
                 now.epoch = epoch;
             }),
             Write::PodSet(slot, direction, word) => {
-                self.change_pod(slot, |pod| *set_of(pod, direction) = word);
+                self.change_pod(slot, |pod| *set_mut(pod, direction) = word);
             }
             Write::PodFacts(slot, facts) => self.change_pod(slot, |pod| {
                 pod.flags = facts.flags;
@@ -209,7 +207,7 @@ impl Contents {
     }
 }
 
-fn set_of(pod: &mut agent_common::Pod, direction: Direction) -> &mut SetWord {
+fn set_mut(pod: &mut agent_common::Pod, direction: Direction) -> &mut SetWord {
     match direction {
         Direction::Egress => &mut pod.egress,
         Direction::Ingress => &mut pod.ingress,

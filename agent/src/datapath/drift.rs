@@ -5,15 +5,14 @@
 //! What is asked here is answered by own descriptors and by pins, without CAP_SYS_ADMIN.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use super::held::Held;
 use super::load::LoadError;
 use super::pins::{Pins, Shape, make_directory};
 use super::programs::Programs;
-use super::sys::{self, LinkTarget, ObjectKind};
+use super::sys;
 use crate::problem::Problem;
 
 /// What a mend was about; the label of its counter.
@@ -84,83 +83,10 @@ impl Found {
     }
 }
 
-/// Something that the agent holds and has pinned.
-pub(super) struct Held<'a> {
-    pub(super) kind: ObjectKind,
-    pub(super) fd: BorrowedFd<'a>,
-    /// The kernel's number of it.
-    pub(super) id: u32,
-}
-
-/// The kernel's number of an object.
-fn number(kind: ObjectKind, fd: BorrowedFd<'_>) -> io::Result<u32> {
-    match kind {
-        ObjectKind::Map => sys::map_info(fd).map(|info| info.id),
-        ObjectKind::Program => sys::program_info(fd).map(|info| info.id),
-        ObjectKind::Link => sys::link_info(fd).map(|info| info.id),
-    }
-}
-
-/// Whether another object could be one that Sluice made: a map of the same shape, a program of the same maps, a link of the same kind.
-/// Anything else at our place is somebody's mistake that a person should see.
-fn alike(kind: ObjectKind, one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(match kind {
-        ObjectKind::Map => Shape::of(&sys::map_info(one)?) == Shape::of(&sys::map_info(other)?),
-        ObjectKind::Program => sys::program_info(one)?.maps == sys::program_info(other)?.maps,
-        ObjectKind::Link => match (sys::link_info(one)?.target, sys::link_info(other)?.target) {
-            // Of another cgroup, or of none any more: what an earlier mend left.
-            (
-                LinkTarget::Cgroup { attach_type, .. },
-                LinkTarget::Cgroup {
-                    attach_type: other, ..
-                },
-            ) => attach_type == other,
-            (one, other) => one == other,
-        },
-    })
-}
-
-/// Makes sure that `held` is what is pinned at a path. A foreign object there is told of and left alone.
-pub(super) fn keep_pinned(path: &Path, held: &Held<'_>, found: &mut Found) {
-    match try_keep(path, held) {
-        Ok(None) => {}
-        Ok(Some(what)) => found.mended(Part::Pin, what),
-        Err(error) => found.failed(format_args!("pin {}", path.display()), error),
-    }
-}
-
-fn try_keep(path: &Path, held: &Held<'_>) -> io::Result<Option<String>> {
-    let name = held.kind.name();
-    let what = match sys::open_pin(path)? {
-        None => format!("{name} {} was not pinned any more", path.display()),
-        Some((kind, fd)) => {
-            if kind == held.kind && number(kind, fd.as_fd())? == held.id {
-                return Ok(None);
-            }
-            if kind != held.kind || !alike(kind, held.fd, fd.as_fd())? {
-                return Err(io::Error::other(format!(
-                    "a {} that is not Sluice's is pinned there; remove it and the {name} is pinned again",
-                    kind.name()
-                )));
-            }
-            fs::remove_file(path)?;
-            format!("another {name} was pinned at {}", path.display())
-        }
-    };
-    sys::pin(held.fd, path)?;
-    Ok(Some(what))
-}
-
-#[derive(Debug)]
-struct Map {
-    fd: OwnedFd,
-    id: u32,
-}
-
 /// The pinned maps, each by a descriptor of its own.
 #[derive(Debug)]
 pub struct Maps {
-    maps: BTreeMap<String, Map>,
+    maps: BTreeMap<String, Held>,
 }
 
 impl Maps {
@@ -175,11 +101,8 @@ impl Maps {
         };
         let mut maps = BTreeMap::new();
         for (name, _) in names {
-            let (_, fd) = sys::open_pin(&pins.map(name))
-                .and_then(|pin| pin.ok_or_else(|| io::ErrorKind::NotFound.into()))
-                .map_err(failed)?;
-            let id = sys::map_info(fd.as_fd()).map_err(failed)?.id;
-            maps.insert(name.clone(), Map { fd, id });
+            let (kind, fd) = sys::open_pinned(&pins.map(name)).map_err(failed)?;
+            maps.insert(name.clone(), Held::new(kind, fd).map_err(failed)?);
         }
         Ok(Self { maps })
     }
@@ -194,12 +117,7 @@ impl Maps {
             }
         }
         for (name, map) in &self.maps {
-            let held = Held {
-                kind: ObjectKind::Map,
-                fd: map.fd.as_fd(),
-                id: map.id,
-            };
-            keep_pinned(&pins.map(name), &held, found);
+            map.keep_pinned(&pins.map(name), found);
         }
     }
 
@@ -225,7 +143,7 @@ impl Maps {
 }
 
 /// Puts a program back into its slot where another, or none, is there. Whether it was so.
-fn mend_slot(array: &Map, slot: u32, fd: BorrowedFd<'_>) -> io::Result<bool> {
+fn mend_slot(array: &Held, slot: u32, fd: BorrowedFd<'_>) -> io::Result<bool> {
     // Reading a program array tells the program's number.
     let now = sys::lookup::<u32, u32>(array.fd.as_fd(), &slot)?;
     if now == Some(sys::program_info(fd)?.id) {

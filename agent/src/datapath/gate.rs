@@ -4,20 +4,53 @@ use agent_common::gate::{GateWord, slot};
 use agent_common::limits::LAYOUT;
 use aya::maps::{MapData, MapError, ProgramArray};
 use aya::programs::ProgramFd;
+use aya_obj::generated::bpf_attach_type::{
+    self, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET4_GETPEERNAME, BPF_CGROUP_INET6_CONNECT,
+    BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
+    BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
+};
 
+use super::kernel::absent_is_fine;
 use super::load::LoadError;
 use super::words::Words;
 
-/// The socket hooks' programs, and the maps of the gate that hold them.
-pub(super) const SOCKETS: [(&str, &str); 8] = [
-    ("recvmsg4", "gate_recvmsg4"),
-    ("recvmsg6", "gate_recvmsg6"),
-    ("getpeername4", "gate_peername4"),
-    ("getpeername6", "gate_peername6"),
-    ("connect4", "gate_connect4"),
-    ("connect6", "gate_connect6"),
-    ("sendmsg4", "gate_sendmsg4"),
-    ("sendmsg6", "gate_sendmsg6"),
+/// A socket hook.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketHook {
+    /// Name of its program; its stub's begins with `stub_`.
+    pub(super) name: &'static str,
+    /// The map of the gate that holds its program.
+    pub(super) map: &'static str,
+    /// What it is attached to a cgroup as.
+    pub(super) attach_type: u32,
+}
+
+const fn socket(name: &'static str, map: &'static str, attach_type: bpf_attach_type) -> SocketHook {
+    SocketHook {
+        name,
+        map,
+        attach_type: attach_type as u32,
+    }
+}
+
+/// The socket hooks. What undoes a translation is attached and filled before what does it, so that no socket is translated one way only.
+pub(super) const SOCKETS: [SocketHook; 8] = [
+    socket("recvmsg4", "gate_recvmsg4", BPF_CGROUP_UDP4_RECVMSG),
+    socket("recvmsg6", "gate_recvmsg6", BPF_CGROUP_UDP6_RECVMSG),
+    socket(
+        "getpeername4",
+        "gate_peername4",
+        BPF_CGROUP_INET4_GETPEERNAME,
+    ),
+    socket(
+        "getpeername6",
+        "gate_peername6",
+        BPF_CGROUP_INET6_GETPEERNAME,
+    ),
+    socket("connect4", "gate_connect4", BPF_CGROUP_INET4_CONNECT),
+    socket("connect6", "gate_connect6", BPF_CGROUP_INET6_CONNECT),
+    socket("sendmsg4", "gate_sendmsg4", BPF_CGROUP_UDP4_SENDMSG),
+    socket("sendmsg6", "gate_sendmsg6", BPF_CGROUP_UDP6_SENDMSG),
 ];
 
 /// Where a program stands in the gate: a TC hook by its number, a socket hook by its place in [`SOCKETS`].
@@ -35,18 +68,11 @@ pub(super) struct Gate {
     pub(super) word: Words<u64>,
 }
 
-/// An empty slot is as good as one that was emptied.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), LoadError> {
-    match result {
-        Err(MapError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-        {
-            Ok(())
-        }
-        other => other.map_err(|source| LoadError::Map {
-            map: "gate",
-            source,
-        }),
+/// An error about a slot.
+fn failed(source: MapError) -> LoadError {
+    LoadError::Map {
+        map: "gate",
+        source,
     }
 }
 
@@ -85,19 +111,16 @@ impl Gate {
                 None => Ok(()),
             },
         };
-        result.map_err(|source| LoadError::Map {
-            map: "gate",
-            source,
-        })
+        result.map_err(failed)
     }
 
     /// Empties a side, which must not be in force: its programs, and the maps that only they use, then go.
     pub(super) fn clear(&mut self, side: u32) -> Result<(), LoadError> {
         for hook in 0..agent_common::gate::SIDE_SLOTS {
-            absent_is_fine(self.slots.clear_index(&slot(side, hook)))?;
+            absent_is_fine(self.slots.clear_index(&slot(side, hook))).map_err(failed)?;
         }
         for array in &mut self.sockets {
-            absent_is_fine(array.clear_index(&side))?;
+            absent_is_fine(array.clear_index(&side)).map_err(failed)?;
         }
         Ok(())
     }

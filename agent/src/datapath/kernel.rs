@@ -47,6 +47,19 @@ const _: () = {
     assert!(offset_of!(Backend, word) == 16);
 };
 
+/// A trie's key as the kernel has it.
+const fn trie_key<K: Plain>(key: Bits<K>) -> Key<K> {
+    Key::new(key.length, key.data)
+}
+
+/// A trie's key as the agent has it.
+fn bits<K: Plain>(key: &Key<K>) -> Bits<K> {
+    Bits {
+        length: key.prefix_len(),
+        data: key.data(),
+    }
+}
+
 /// What the kernel said of a map, in the trait's words.
 fn refused(map: &'static str, capacity: u32, error: MapError) -> DatapathError {
     let source = match error {
@@ -63,7 +76,7 @@ fn refused(map: &'static str, capacity: u32, error: MapError) -> DatapathError {
 }
 
 /// Deleting what is not there is no error: a crash may lie between a deletion and its record.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
@@ -96,7 +109,7 @@ fn write_trie<K: Plain, V: Plain>(
     key: Bits<K>,
     value: Option<V>,
 ) -> Result<(), DatapathError> {
-    let key = Key::new(key.length, key.data);
+    let key = trie_key(key);
     match value {
         Some(value) => map.insert(&key, value, 0),
         None => absent_is_fine(map.remove(&key)),
@@ -241,16 +254,10 @@ impl Datapath for KernelDatapath {
                 key
             })?,
             prefixes: read_all("prefixes", &self.prefixes, self.prefixes.keys(), |key| {
-                Bits {
-                    length: key.prefix_len(),
-                    data: key.data(),
-                }
+                bits(&key)
             })?,
             groups: self.groups.used()?.into_iter().collect(),
-            rules: read_all("rules", &self.rules, self.rules.keys(), |key| Bits {
-                length: key.prefix_len(),
-                data: key.data(),
-            })?,
+            rules: read_all("rules", &self.rules, self.rules.keys(), |key| bits(&key))?,
             pods: self.pods.used()?.into_iter().collect(),
             links: read_all("links", &self.links, self.links.keys(), |key| key)?,
             config: self.config.read(0)?,

@@ -27,7 +27,7 @@ use super::object::{self, ObjectError, Sizes};
 use super::pins::{PinError, Pins, Shape};
 use super::programs::Programs;
 use super::words::Words;
-use super::{DatapathError, sys};
+use super::{DatapathError, drift, sys};
 use crate::mutant;
 
 /// Lines of the verifier's log that an error shows; the last ones say what is wrong.
@@ -97,6 +97,8 @@ pub struct Loaded {
     pub datapath: KernelDatapath,
     /// The programs, to be installed and attached.
     pub programs: Programs,
+    /// The pinned maps, to be looked after.
+    pub maps: drift::Maps,
     /// The ring of events.
     pub events: EventRing,
     /// The counters.
@@ -148,7 +150,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
     load_programs(&mut ebpf)?;
 
     let slots: ProgramArray<MapData> = typed(&mut ebpf, "programs")?;
-    let array_id = pinned_id(pins, "gate")?;
+    let gate_id = pinned_id(pins, "gate")?;
     let mut datapath = datapath(&mut ebpf)?;
     let mut adopted = present.iter().any(|name| !in_gate(name));
     if let Some(layout) = known(pins.found().layout())
@@ -175,12 +177,13 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
             *timeouts,
         ),
         kept,
+        maps: drift::Maps::open(pins, &maps)?,
         programs: Programs {
             slots,
             gate: open_gate(&mut ebpf)?,
             grace: grace()?,
             settled: false,
-            array_id,
+            gate_id,
             ebpf,
         },
         adopted,
@@ -237,12 +240,11 @@ const fn map_data(map: &Map) -> Option<&MapData> {
 
 fn pinned_id(pins: &Pins, name: &'static str) -> Result<u32, LoadError> {
     let read = || {
-        let (_, fd) = sys::open_pin(&pins.map(name))?
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let (_, fd) = sys::open_pinned(&pins.map(name))?;
         sys::map_info(fd.as_fd())
     };
     read().map(|info| info.id).map_err(|source| LoadError::Io {
-        what: "reading the pinned program array",
+        what: "reading the pinned gate",
         source,
     })
 }
@@ -302,7 +304,7 @@ fn in_gate(name: &str) -> bool {
 }
 
 fn open_gate(ebpf: &mut Ebpf) -> Result<Gate, LoadError> {
-    let sockets = SOCKETS.map(|(_, map)| typed(ebpf, map));
+    let sockets = SOCKETS.map(|hook| typed(ebpf, hook.map));
     Ok(Gate {
         slots: typed(ebpf, "gate")?,
         sockets: sockets.into_iter().collect::<Result<_, _>>()?,

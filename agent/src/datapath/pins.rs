@@ -29,6 +29,10 @@ use super::sys::{self, ObjectKind};
 pub const BPF_FS: &str = "/sys/fs/bpf";
 /// Where Sluice pins unless `--pin-root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/sluice";
+/// The directory of what agents of all layouts share, from layout 2 on.
+pub(super) const HOOKS: &str = "hooks";
+/// The directory of links: in [`HOOKS`], and of layout 1 in its own.
+pub(super) const LINKS: &str = "links";
 /// Pins are root's: whoever writes to the maps decides where packets go.
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -88,7 +92,7 @@ pub enum PinError {
 }
 
 impl PinError {
-    fn io(path: &Path, source: impl Into<io::Error>) -> Self {
+    pub(super) fn io(path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io {
             path: path.to_path_buf(),
             source: source.into(),
@@ -190,7 +194,7 @@ impl Pins {
             // Nothing is in force; but layout 1 had no gate, and its links beside its maps.
             0 => layouts(&self.root)?
                 .into_iter()
-                .find(|name| self.root.join(name).join("links").exists()),
+                .find(|name| self.root.join(name).join(LINKS).exists()),
             other if layout::known(other).is_some() => return Ok(()),
             other => Some(format!("v{other}")),
         };
@@ -243,7 +247,7 @@ impl Pins {
     /// `ROOT/hooks`: what agents of all layouts share.
     #[must_use]
     pub fn hooks(&self) -> PathBuf {
-        self.root.join("hooks")
+        self.root.join(HOOKS)
     }
 
     /// Every directory of an agent of this layout, outer ones first.
@@ -284,7 +288,7 @@ impl Pins {
     /// Where links are pinned.
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.hooks().join("links")
+        self.hooks().join(LINKS)
     }
 
     /// Removes the maps of every other layout: nothing uses them any more. Returns the directories.

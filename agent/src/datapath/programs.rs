@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use agent_common::layout::known;
+use agent_common::limits::LAYOUT;
 use agent_common::{gate, hook};
 use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
 
-use super::gate::{Gate, Hook, SOCKETS};
+use super::gate::{Gate, Hook, SOCKETS, SocketHook};
 use super::grace::Grace;
 use super::load::LoadError;
 use super::migrate::{self, Moved, OldMaps};
@@ -27,6 +28,7 @@ const HOOKS: [(&str, u32); 3] = [
     ("to_pod", hook::TO_POD),
     ("from_uplink", hook::FROM_UPLINK),
 ];
+
 /// The loaded programs. They live as long as this, or as a slot, pin or link holds them.
 pub struct Programs {
     pub(super) ebpf: Ebpf,
@@ -35,13 +37,13 @@ pub struct Programs {
     pub(super) grace: Grace,
     pub(super) settled: bool,
     /// Number of the gate's program array: stubs that do not use it are not ours to keep.
-    pub(super) array_id: u32,
+    pub(super) gate_id: u32,
 }
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Programs")
-            .field("array_id", &self.array_id)
+            .field("gate_id", &self.gate_id)
             .finish_non_exhaustive()
     }
 }
@@ -69,13 +71,12 @@ impl Programs {
             let fd = fd(name, classifier(&self.ebpf, name)?.fd())?;
             self.gate.put(side, Hook::Tc(hook), fd)?;
         }
-        for (at, (name, _)) in SOCKETS.into_iter().enumerate() {
-            let fd = fd(name, socket(&self.ebpf, name)?.fd())?;
+        for (at, hook) in SOCKETS.into_iter().enumerate() {
+            let fd = fd(hook.name, socket(&self.ebpf, hook.name)?.fd())?;
             self.gate.put(side, Hook::Socket(at), fd)?;
         }
         if side != word.side() {
-            self.gate
-                .store(word.flipped(agent_common::limits::LAYOUT))?;
+            self.gate.store(word.flipped(LAYOUT))?;
         }
         Ok(())
     }
@@ -98,7 +99,7 @@ impl Programs {
             let fd = fd(name, self.classifier(name)?.fd())?.as_fd();
             slots.push(("gate", gate::slot(side, hook), name, fd));
         }
-        for (name, map) in SOCKETS {
+        for SocketHook { name, map, .. } in SOCKETS {
             let fd = fd(name, socket(&self.ebpf, name)?.fd())?.as_fd();
             slots.push((map, side, name, fd));
         }

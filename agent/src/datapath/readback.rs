@@ -10,6 +10,7 @@ use std::ops::Bound;
 use agent_common::{Pod, feature};
 
 use super::{Contents, Datapath, DatapathError, Write};
+use crate::desired::set_of;
 
 /// A map that is walked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +90,7 @@ fn behind<K: Ord + Copy, V>(
     ))
 }
 
-/// The key of a write, where it is one of this kind.
+/// The key of a write, where it is one of this kind: what a walk goes on behind.
 macro_rules! key {
     ($after:expr, $kind:ident) => {
         match $after {
@@ -98,6 +99,7 @@ macro_rules! key {
         }
     };
 }
+pub(super) use key;
 
 impl Contents {
     /// At most `count` elements of a table behind one.
@@ -168,12 +170,7 @@ impl Contents {
             Write::Rule(key, _) => Write::Rule(*key, self.rules.get(key).copied()),
             Write::Pod(slot, _) => Write::Pod(*slot, pod(slot)),
             Write::PodSet(slot, direction, _) => {
-                let pod = pod(slot);
-                let word = match direction {
-                    crate::model::Direction::Egress => pod.egress,
-                    crate::model::Direction::Ingress => pod.ingress,
-                };
-                Write::PodSet(*slot, *direction, word)
+                Write::PodSet(*slot, *direction, set_of(&pod(slot), *direction))
             }
             Write::PodFacts(slot, _) => Write::PodFacts(*slot, pod(slot)),
             Write::Epoch(slot, _) => Write::Epoch(*slot, pod(slot).epoch),
@@ -225,6 +222,8 @@ enum Way {
 /// A walk over all tables.
 #[derive(Clone, Debug)]
 pub struct Walk {
+    /// The switches were looked at: they are no table, and come first.
+    begun: bool,
     table: usize,
     way: Way,
     after: Option<Write>,
@@ -237,6 +236,7 @@ impl Walk {
     #[must_use]
     pub const fn new() -> Self {
         Self {
+            begun: false,
             table: 0,
             way: Way::Mirror,
             after: None,
@@ -248,23 +248,23 @@ impl Walk {
     /// when all has been seen.
     ///
     /// # Errors
-    /// A map cannot be read; the walk goes on behind that table.
+    /// A map cannot be read; the walk goes on behind it.
     pub fn step(
         &mut self,
         mirror: &Contents,
         datapath: &dyn Datapath,
         count: usize,
     ) -> Result<Option<Vec<(Write, bool)>>, DatapathError> {
+        let judged = |judges| move |write| (write, judges);
+        if !std::mem::replace(&mut self.begun, true) {
+            let config = Write::Config(mirror.config);
+            let there = datapath.read_back(&[config])?;
+            let writes = there.iter().flat_map(|is| mend(&config, is));
+            return Ok(Some(writes.map(judged(true)).collect()));
+        }
         let Some(table) = Table::ALL.get(self.table).copied() else {
             return Ok(None);
         };
-        let mut wrong = Vec::new();
-        if self.table == 0 && self.way == Way::Mirror && self.after.is_none() {
-            let config = Write::Config(mirror.config);
-            for is in datapath.read_back(&[config])? {
-                wrong.extend(mend(&config, &is).into_iter().map(|write| (write, true)));
-            }
-        }
         let found = self.look(table, mirror, datapath, count);
         let (writes, last) = match found {
             Ok(found) => found,
@@ -273,14 +273,14 @@ impl Walk {
                 return Err(error);
             }
         };
-        wrong.extend(writes.into_iter().map(|write| (write, table.judges())));
         // A key that went meanwhile sends the walk of a hash map back to its beginning: not for ever.
         let most = 2 * (mirror.entries(table) + count);
         match last {
             Some(last) if table.is_array() || self.seen <= most => self.after = Some(last),
             _ => self.turn(false),
         }
-        Ok(Some(wrong))
+        let wrong = writes.into_iter().map(judged(table.judges()));
+        Ok(Some(wrong.collect()))
     }
 
     fn look(
@@ -352,6 +352,33 @@ mod tests {
             }
         }
         all
+    }
+
+    /// Maps that cannot be read.
+    struct Unreadable;
+
+    impl Datapath for Unreadable {
+        fn write(&mut self, _write: &Write) -> Result<(), DatapathError> {
+            Ok(())
+        }
+
+        fn grace(&mut self) -> Result<(), DatapathError> {
+            Ok(())
+        }
+
+        fn contents(&self) -> Result<Contents, DatapathError> {
+            Err(DatapathError::NoMemory { map: "prefixes" })
+        }
+    }
+
+    #[test]
+    fn a_walk_over_maps_that_cannot_be_read_ends() {
+        let mut walk = Walk::new();
+        let mirror = Contents::default();
+        for _ in 0..=Table::ALL.len() {
+            assert!(walk.step(&mirror, &Unreadable, 10).is_err());
+        }
+        assert_eq!(walk.step(&mirror, &Unreadable, 10).unwrap(), None);
     }
 
     #[test]

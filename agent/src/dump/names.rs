@@ -231,9 +231,5 @@ fn sets(state: &State) -> BTreeMap<u32, String> {
 
 fn set_name(policies: &[ObjectKey], direction: Direction) -> String {
     let all: Vec<String> = policies.iter().map(ToString::to_string).collect();
-    let direction = match direction {
-        Direction::Egress => "egress",
-        Direction::Ingress => "ingress",
-    };
-    format!("{direction}[{}]", all.join(","))
+    format!("{}[{}]", direction.name(), all.join(","))
 }

@@ -13,6 +13,17 @@ pub enum Direction {
     Ingress,
 }
 
+impl Direction {
+    /// `ingress` or `egress`, as policies write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
 /// `ipBlock`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct IpBlock {

@@ -16,15 +16,6 @@ pub struct Namer<'a> {
     state: &'a State,
 }
 
-/// `ingress` or `egress`, as policies write it.
-#[must_use]
-pub const fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Egress => "egress",
-        Direction::Ingress => "ingress",
-    }
-}
-
 impl<'a> Namer<'a> {
     /// Names by this state.
     #[must_use]
@@ -102,7 +93,7 @@ impl<'a> Namer<'a> {
         };
         Some(RuleView {
             number,
-            direction: direction_name(direction).to_owned(),
+            direction: direction.name().to_owned(),
             policies,
             rule,
             known,

@@ -128,6 +128,26 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// What a pod's policies of one direction say of a connection with a peer, by protocol and destination's port.
+    fn judge_one(
+        &self,
+        pod: &Pod,
+        direction: Direction,
+        peer: IpAddr,
+        (protocol, port): (u8, u16),
+    ) -> Answer {
+        let end = self.end(peer);
+        let to = Destination {
+            pod: match direction {
+                Direction::Egress => end.pod,
+                Direction::Ingress => Some(pod),
+            },
+            protocol,
+            port,
+        };
+        judge(self, pod, direction, &end, &to)
+    }
+
     /// The newest live pod that claims an address.
     fn claimant(&self, ip: &IpAddr) -> Option<&'a Pod> {
         let mut newest: Option<&Pod> = None;
@@ -409,13 +429,7 @@ pub fn egress(
         options,
         local,
     };
-    let end = view.end(destination);
-    let to = Destination {
-        pod: end.pod,
-        protocol,
-        port,
-    };
-    judge(&view, pod, Direction::Egress, &end, &to)
+    view.judge_one(pod, Direction::Egress, destination, (protocol, port))
 }
 
 /// What a pod's policies say of a connection to it.
@@ -433,13 +447,7 @@ pub fn ingress(
         options,
         local,
     };
-    let end = view.end(source);
-    let to = Destination {
-        pod: Some(pod),
-        protocol,
-        port,
-    };
-    judge(&view, pod, Direction::Ingress, &end, &to)
+    view.judge_one(pod, Direction::Ingress, source, (protocol, port))
 }
 
 /// What this node says of a connection.

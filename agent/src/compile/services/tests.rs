@@ -38,6 +38,27 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     })
 }
 
+/// A service of one TCP port, 80.
+pub(crate) fn plain(name: &str, address: [u8; 4]) -> Service {
+    Service {
+        key: ObjectKey::new("d", name),
+        cluster_ips: vec![address.into()],
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
+        ports: vec![ServicePort {
+            name: intern("p"),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: 0,
+        }],
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        health_check_node_port: 0,
+    }
+}
+
 fn object() -> impl Strategy<Value = Object> {
     let slice = (0u8..3, 0u8..2, proptest::collection::vec(endpoint(), 0..4)).prop_map(
         |(name, service, endpoints)| {
@@ -56,25 +77,12 @@ fn object() -> impl Strategy<Value = Object> {
     );
     let service = (0u8..2, 0u8..2, any::<bool>()).prop_map(|(name, ip, local)| {
         Object::Service(Arc::new(Service {
-            key: ObjectKey::new("d", &format!("s{name}")),
-            cluster_ips: vec![[172, 16, 0, ip].into()],
-            external_ips: vec![],
-            load_balancer_ips: vec![],
-            source_ranges: vec![],
-            ports: vec![ServicePort {
-                name: intern("p"),
-                protocol: Protocol::Tcp,
-                port: 80,
-                node_port: 0,
-            }],
             internal_policy: if local {
                 TrafficPolicy::Local
             } else {
                 TrafficPolicy::Cluster
             },
-            external_policy: TrafficPolicy::Cluster,
-            affinity_seconds: None,
-            health_check_node_port: 0,
+            ..plain(&format!("s{name}"), [172, 16, 0, ip])
         }))
     });
     let node = proptest::option::of(0u8..3).prop_map(|zone| {
@@ -164,23 +172,8 @@ fn an_endpoint_among_ten_thousand_services_compiles_one() {
     };
     for number in 0..SERVICES {
         let [_, _, high, low] = number.to_be_bytes();
-        changes.extend(cluster.upsert(Object::Service(Arc::new(Service {
-            key: ObjectKey::new("d", &format!("s{number}")),
-            cluster_ips: vec![[172, 16, high, low].into()],
-            external_ips: vec![],
-            load_balancer_ips: vec![],
-            source_ranges: vec![],
-            ports: vec![ServicePort {
-                name: intern("p"),
-                protocol: Protocol::Tcp,
-                port: 80,
-                node_port: 0,
-            }],
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            affinity_seconds: None,
-            health_check_node_port: 0,
-        }))));
+        let service = plain(&format!("s{number}"), [172, 16, high, low]);
+        changes.extend(cluster.upsert(Object::Service(Arc::new(service))));
         changes.extend(cluster.upsert(slice(number, 1)));
     }
     let mut services = Services::default();

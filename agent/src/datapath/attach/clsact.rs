@@ -20,7 +20,7 @@ use rtnetlink::packet_route::tc::{
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::stub::Stub;
+use super::super::held::Held;
 use super::{AttachError, Place, Side, StubName};
 
 /// Priority of our filters: after what a person or another agent puts first (1 and up), before what lets the kernel choose (49152 and down).
@@ -217,7 +217,7 @@ impl Clsact {
         &self,
         place: Place,
         name: StubName,
-        stub: &Stub,
+        stub: &Held,
         replaces: bool,
         made_qdisc: bool,
     ) -> Result<(), AttachError> {

@@ -6,33 +6,27 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 
-use super::super::drift::{Found, Held, keep_pinned};
+use super::super::drift::Found;
+use super::super::held::Held;
 use super::super::load::LoadError;
 use super::super::pins::make_directory;
-use super::super::sys::{self, LinkInfo, LinkTarget, ObjectKind};
-use super::stub::Stub;
+use super::super::sys::{self, LinkTarget, ObjectKind};
 use super::{AttachError, Place, Side};
 
 /// An interface index that no interface has, to ask whether the kernel knows tcx.
 const NO_INTERFACE: u32 = i32::MAX as u32;
 
-/// A link, held beside its pin: when the pin is removed by hand, the program stays where it is.
-#[derive(Debug)]
-struct Link {
-    fd: OwnedFd,
-    id: u32,
-}
-
 #[derive(Debug)]
 pub(super) struct Tcx {
     directory: PathBuf,
     netns: u64,
-    links: BTreeMap<Place, Link>,
+    /// Held beside their pins: when a pin is removed by hand, the program stays where it is.
+    links: BTreeMap<Place, Held>,
 }
 
 const fn attach_type(side: Side) -> u32 {
@@ -58,7 +52,7 @@ const fn side_name(side: Side) -> &'static str {
 }
 
 /// Whether the kernel has tcx: it then misses the interface, and otherwise does not know the attach type.
-pub(super) fn supported(stub: &Stub) -> Result<bool, AttachError> {
+pub(super) fn supported(stub: &Held) -> Result<bool, AttachError> {
     match sys::link_create(stub.fd.as_fd(), NO_INTERFACE, attach_type(Side::Ingress)) {
         Ok(_) => Ok(true),
         Err(error) => match error.raw_os_error() {
@@ -117,18 +111,13 @@ impl Tcx {
             }
             pinned.remove(&place);
             let path = self.directory.join(self.name(place));
-            let kept = Held {
-                kind: ObjectKind::Link,
-                fd: link.fd.as_fd(),
-                id: link.id,
-            };
-            keep_pinned(&path, &kept, found);
+            link.keep_pinned(&path, found);
             live.insert(place, info.program);
             held.insert(place, link);
         }
-        for (place, (fd, info)) in pinned {
-            live.insert(place, info.program);
-            held.insert(place, Link { fd, id: info.id });
+        for (place, (link, program)) in pinned {
+            live.insert(place, program);
+            held.insert(place, link);
         }
         self.links = held;
         Ok(live)
@@ -139,8 +128,8 @@ impl Tcx {
         move |error| AttachError::io(what.clone())(error)
     }
 
-    /// Live links that are pinned; other pins of this namespace, and those of others, go.
-    fn pinned(&self) -> Result<BTreeMap<Place, (OwnedFd, LinkInfo)>, AttachError> {
+    /// Live links that are pinned, with their program's number; other pins of this namespace, and those of others, go.
+    fn pinned(&self) -> Result<BTreeMap<Place, (Held, u32)>, AttachError> {
         let mut live = BTreeMap::new();
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
@@ -164,7 +153,9 @@ impl Tcx {
             {
                 let info = sys::link_info(fd.as_fd()).map_err(self.failed("reading a link in"))?;
                 if info.target == target(place) {
-                    live.insert(place, (fd, info));
+                    let id = info.id;
+                    let kind = ObjectKind::Link;
+                    live.insert(place, (Held { kind, fd, id }, info.program));
                     continue;
                 }
             }
@@ -182,7 +173,7 @@ impl Tcx {
     pub(super) fn attach(
         &mut self,
         place: Place,
-        stub: &Stub,
+        stub: &Held,
         replaces: bool,
     ) -> Result<(), AttachError> {
         let failed = |what| {
@@ -201,10 +192,8 @@ impl Tcx {
         // Not pinned, the link goes with its descriptor: no half of this stays.
         sys::pin(fd.as_fd(), &self.directory.join(self.name(place)))
             .map_err(failed("pinning its tcx link"))?;
-        let id = sys::link_info(fd.as_fd())
-            .map_err(failed("reading its tcx link"))?
-            .id;
-        self.links.insert(place, Link { fd, id });
+        let link = Held::new(ObjectKind::Link, fd).map_err(failed("reading its tcx link"))?;
+        self.links.insert(place, link);
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use aya::Pod as Plain;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, IterableMap, LpmTrie, MapData, MapError};
 
-use super::{KernelDatapath, refused};
-use crate::datapath::readback::{Piece, Table};
+use super::{KernelDatapath, bits, refused, trie_key};
+use crate::datapath::readback::{Piece, Table, key};
 use crate::datapath::words::Words;
 use crate::datapath::{Bits, DatapathError, Write, sys};
 
@@ -47,13 +47,6 @@ struct Trie<'a, K: Plain, V: Plain> {
     first: Option<Bits<K>>,
 }
 
-fn bits<K: Plain>(key: &Key<K>) -> Bits<K> {
-    Bits {
-        length: key.prefix_len(),
-        data: key.data(),
-    }
-}
-
 impl<'a, K: Plain + PartialEq, V: Plain> Trie<'a, K, V> {
     fn new(name: &'static str, map: &'a LpmTrie<MapData, K, V>) -> Result<Self, DatapathError> {
         let mut trie = Self {
@@ -66,7 +59,7 @@ impl<'a, K: Plain + PartialEq, V: Plain> Trie<'a, K, V> {
     }
 
     fn next(&self, after: Option<Bits<K>>) -> Result<Option<Bits<K>>, DatapathError> {
-        let after = after.map(|key| Key::new(key.length, key.data));
+        let after = after.map(trie_key);
         let next = sys::next_key(self.map.map().fd().as_fd(), after.as_ref());
         Ok(next
             .map_err(kernel(self.name))?
@@ -81,8 +74,7 @@ impl<'a, K: Plain + PartialEq, V: Plain> Trie<'a, K, V> {
         if self.first.is_none() || next.is_some() && next == self.first {
             return Ok(None);
         }
-        let key = Key::new(key.length, key.data);
-        absent_is_none(self.name, self.map.get(&key, 0))
+        absent_is_none(self.name, self.map.get(&trie_key(key), 0))
     }
 }
 
@@ -133,10 +125,7 @@ fn trie_piece<K: Plain + PartialEq, V: Plain>(
 ) -> Result<Piece, DatapathError> {
     let trie = Trie::new(name, map)?;
     // The key came from the walk, so it is there, and the longest of its own.
-    let get = |key: Bits<K>| {
-        let key = Key::new(key.length, key.data);
-        absent_is_none(name, map.get(&key, 0))
-    };
+    let get = |key| absent_is_none(name, map.get(&trie_key(key), 0));
     behind(after, count, |key| trie.next(key), get, write)
 }
 
@@ -163,16 +152,6 @@ fn array_piece<T: Plain + Default>(
         elements,
         last: (to < words.capacity()).then(|| write(to - 1, T::default())),
     })
-}
-
-/// The key that a walk goes on behind, where it is of this kind.
-macro_rules! key {
-    ($after:expr, $kind:ident) => {
-        match $after {
-            Some(Write::$kind(key, ..)) => Some(*key),
-            _ => None,
-        }
-    };
 }
 
 impl KernelDatapath {

@@ -12,11 +12,6 @@ use super::super::sys;
 use super::old::OldMap;
 use super::{MigrateError, OldMaps};
 
-/// `BPF_NOEXIST`: only where no entry is.
-const NO_EXIST: u64 = 1;
-/// `BPF_EXIST`: only where one is.
-const EXIST: u64 = 2;
-
 /// What was copied, in entries.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Moved {
@@ -52,8 +47,7 @@ pub(in super::super) fn move_flows(old: &OldMaps, pins: &Pins) -> Result<Moved, 
         return Ok(moved);
     }
     let open = |name: &'static str| {
-        sys::open_pin(&pins.map(name))
-            .and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        sys::open_pinned(&pins.map(name))
             .map(|(_, fd)| fd)
             .map_err(|source| MigrateError::Map {
                 map: name,
@@ -117,7 +111,7 @@ fn copy<K: Pod, V: Pod>(
 
 /// Puts an entry in where there is none; returns how many were put in.
 fn insert<K: Pod, V: Pod>(map: &OwnedFd, key: &K, value: &V) -> io::Result<u64> {
-    match sys::update(map.as_fd(), key, value, NO_EXIST) {
+    match sys::update(map.as_fd(), key, value, sys::NO_EXIST) {
         Ok(()) => Ok(1),
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(0),
         Err(error) => Err(error),
@@ -132,15 +126,15 @@ impl Tables {
             |now: &Flow| now.created == flow.created && now.new_destination == flow.new_destination;
         let known = sys::lookup::<Tuple, Flow>(self.conntrack.as_fd(), key)?;
         if let Some(now) = known.filter(same) {
-            return self.end(key, now, flow);
+            self.end(key, now, flow)?;
+            return Ok(0);
         }
         let other_key = partner(key, flow);
         let mut other = None;
         for table in old {
-            other = match other {
-                None => table.lookup(&other_key, Flow::NONE)?,
-                found => found,
-            };
+            if other.is_none() {
+                other = table.lookup(&other_key, Flow::NONE)?;
+            }
         }
         if flow.flags & flow_flag::REPLY != 0 && other.is_some() {
             // It comes with its opener's entry.
@@ -169,14 +163,14 @@ impl Tables {
     }
 
     /// A flow that was copied and then ended by a packet that the old programs saw, has ended here too.
-    fn end(&self, key: &Tuple, mut now: Flow, old: &Flow) -> io::Result<u64> {
-        if old.closing != 0 && now.closing == 0 && now.created == old.created {
-            now.closing = 1;
-            match sys::update(self.conntrack.as_fd(), key, &now, EXIST) {
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
-            }
+    fn end(&self, key: &Tuple, mut now: Flow, old: &Flow) -> io::Result<()> {
+        if old.closing == 0 || now.closing != 0 {
+            return Ok(());
         }
-        Ok(0)
+        now.closing = 1;
+        match sys::update(self.conntrack.as_fd(), key, &now, sys::EXIST) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
     }
 }

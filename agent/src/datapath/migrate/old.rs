@@ -90,10 +90,7 @@ fn open(
     new: &'static MapLayout,
 ) -> Result<Option<OldMap>, MigrateError> {
     let path: PathBuf = pins.map_of(number, old.name);
-    let failed = |source| PinError::Io {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| PinError::io(&path, source);
     let Some((kind, fd)) = sys::open_pin(&path).map_err(failed)? else {
         return Ok(None);
     };

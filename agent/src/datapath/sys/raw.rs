@@ -5,11 +5,12 @@ use std::os::fd::BorrowedFd;
 
 use aya_obj::generated::bpf_cmd;
 
-use super::{BatchAttr, Cursor, ElementAttr, MapInfo, address, address_mut, bpf, map_info, raw};
+use super::elements::{Batch, Cursor, ElementAttr, next_batch};
+use super::{MapInfo, bpf, map_info, raw};
 
 /// Keys and values of one map, one behind the other.
 #[derive(Debug, Default)]
-pub(in super::super) struct Entries {
+pub(in crate::datapath) struct Entries {
     keys: Vec<u8>,
     values: Vec<u8>,
     key_size: usize,
@@ -18,7 +19,7 @@ pub(in super::super) struct Entries {
 
 impl Entries {
     /// Each key with its value.
-    pub(in super::super) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub(in crate::datapath) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let keys = self.keys.chunks_exact(self.key_size.max(1));
         keys.zip(self.values.chunks_exact(self.value_size.max(1)))
     }
@@ -30,45 +31,29 @@ const fn sizes(info: &MapInfo) -> (usize, usize) {
 }
 
 /// Reads the next batch of a hash map, see [`super::batch`]. Returns whether there may be more.
-pub(in super::super) fn batch(
+pub(in crate::datapath) fn batch(
     map: BorrowedFd<'_>,
     cursor: &mut Cursor,
-    mut count: usize,
+    mut size: usize,
     entries: &mut Entries,
 ) -> io::Result<bool> {
     let (key_size, value_size) = sizes(&map_info(map)?);
     (entries.key_size, entries.value_size) = (key_size, value_size);
     loop {
         entries.keys.clear();
-        entries.keys.resize(count * key_size, 0);
+        entries.keys.resize(size * key_size, 0);
         entries.values.clear();
-        entries.values.resize(count * value_size, 0);
-        let mut next = 0u32;
-        let mut attr = BatchAttr {
-            in_batch: cursor.0.as_ref().map_or(0, address),
-            out_batch: address_mut(&mut next),
-            keys: entries.keys.as_mut_ptr().addr() as u64,
-            values: entries.values.as_mut_ptr().addr() as u64,
-            count: u32::try_from(count).map_err(io::Error::other)?,
-            map: raw(map),
-            element_flags: 0,
-            flags: 0,
+        entries.values.resize(size * value_size, 0);
+        let (keys, values) = (entries.keys.as_mut_ptr(), entries.values.as_mut_ptr());
+        let (keys, values) = (keys.addr() as u64, values.addr() as u64);
+        // SAFETY: both buffers have room for `size` elements of the sizes that the kernel has just told.
+        let Some(Batch { count, more }) = (unsafe { next_batch(map, cursor, size, keys, values) })?
+        else {
+            size = size.saturating_mul(2);
+            continue;
         };
-        // SAFETY: both buffers have room for `count` elements of the sizes that the kernel has just told; the cursor of a hash
-        // map is a u32.
-        let more = match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
-            Ok(_) => true,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                count = count.saturating_mul(2);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let read = (attr.count as usize).min(count);
-        entries.keys.truncate(read * key_size);
-        entries.values.truncate(read * value_size);
-        cursor.0 = Some(next);
+        entries.keys.truncate(count * key_size);
+        entries.values.truncate(count * value_size);
         return Ok(more);
     }
 }
@@ -84,7 +69,7 @@ fn element(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> ElementAttr {
 }
 
 /// Reads every element of any map that nobody changes meanwhile, one by one.
-pub(in super::super) fn all(map: BorrowedFd<'_>) -> io::Result<Entries> {
+pub(in crate::datapath) fn all(map: BorrowedFd<'_>) -> io::Result<Entries> {
     let (key_size, value_size) = sizes(&map_info(map)?);
     let mut entries = Entries {
         key_size,
@@ -120,7 +105,7 @@ pub(in super::super) fn all(map: BorrowedFd<'_>) -> io::Result<Entries> {
 }
 
 /// Reads an element into `value`; false where there is none. Both must have the map's sizes, or the call is refused.
-pub(in super::super) fn lookup(
+pub(in crate::datapath) fn lookup(
     map: BorrowedFd<'_>,
     key: &[u8],
     value: &mut [u8],
@@ -139,7 +124,7 @@ pub(in super::super) fn lookup(
 }
 
 /// Reads a whole array of a multiple of eight bytes an element through a mapping: every element that is not all zero.
-pub(in super::super) fn array(map: BorrowedFd<'_>) -> io::Result<Entries> {
+pub(in crate::datapath) fn array(map: BorrowedFd<'_>) -> io::Result<Entries> {
     let info = map_info(map)?;
     let value_size = info.value_size as usize;
     let stride = value_size.next_multiple_of(size_of::<u64>());

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use agent_common::{Address, NO_ADDRESS_SLOT, SetWord, pod_flag, set_flag};
 use serde::{Deserialize, Serialize};
 
-use crate::desired::PodSpec;
+use crate::desired::{PodSpec, set_of};
 use crate::local::PodLink;
 use crate::model::{Direction, NetworkPolicy, ObjectKey, Peer, Pod, PodPhase, Text};
 use crate::observe::state::State;
@@ -169,7 +169,7 @@ fn of_pod(
             .values()
             .filter(|policy| policy.rules(direction).is_some() && selects(policy, pod));
         let policies: Vec<_> = policies.map(|policy| policy.key.to_string()).collect();
-        of_word(slot.map(|(_, spec)| word(spec, direction)), policies)
+        of_word(slot.map(|(_, spec)| set_of(spec, direction)), policies)
     };
     let labels = pod.labels.iter().filter(|(key, _)| keys.contains(key));
     EndpointView {
@@ -195,7 +195,7 @@ fn of_pod(
 
 fn of_unknown(state: &State, link: &PodLink) -> EndpointView {
     let slot = slot(state, link);
-    let direction = |direction| of_word(slot.map(|(_, spec)| word(spec, direction)), Vec::new());
+    let direction = |direction| of_word(slot.map(|(_, spec)| set_of(spec, direction)), Vec::new());
     EndpointView {
         namespace: None,
         name: None,
@@ -208,13 +208,6 @@ fn of_unknown(state: &State, link: &PodLink) -> EndpointView {
         identity_labels: BTreeMap::new(),
         identity: None,
         slot: slot.map(|(slot, _)| slot),
-    }
-}
-
-const fn word(spec: &PodSpec, direction: Direction) -> SetWord {
-    match direction {
-        Direction::Egress => spec.egress,
-        Direction::Ingress => spec.ingress,
     }
 }
 

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use agent_common::lookup::{self, Tables};
-use agent_common::{Address, ServiceKey, address_kind, set_flag};
+use agent_common::{Address, ServiceKey, SetWord, address_kind, set_flag};
 
 use super::services::{Answer, answer};
 use crate::compile::tests::PROBES;
 use crate::datapath::{Bits, Contents, Write};
+use crate::desired;
 use crate::model::Direction;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
@@ -42,25 +43,21 @@ fn slot(maps: &Contents, end: IpAddr) -> Option<u32> {
     (entry.kind == address_kind::LOCAL_POD).then_some(entry.slot.into())
 }
 
-/// The set by which an end is judged, where it is isolated.
-pub(super) fn set_of(maps: &Contents, (end, direction): End) -> Option<u32> {
+/// The word by which an end is judged, where it is isolated.
+fn word(maps: &Contents, (end, direction): End) -> Option<SetWord> {
     let pod = maps.pods.get(&slot(maps, end)?)?;
-    let word = match direction {
-        Direction::Egress => pod.egress,
-        Direction::Ingress => pod.ingress,
-    };
-    (word.flags & set_flag::ISOLATED != 0).then_some(word.set)
+    Some(desired::set_of(pod, direction)).filter(|word| word.flags & set_flag::ISOLATED != 0)
 }
 
-fn mask(maps: &Contents, (end, direction): End, peer: IpAddr) -> u16 {
-    let word = slot(maps, end).and_then(|slot| maps.pods.get(&slot));
-    let word = word.map_or_else(Default::default, |pod| match direction {
-        Direction::Egress => pod.egress,
-        Direction::Ingress => pod.ingress,
-    });
-    if word.flags & set_flag::ISOLATED == 0 {
+/// The set by which an end is judged, where it is isolated.
+pub(super) fn set_of(maps: &Contents, end: End) -> Option<u32> {
+    word(maps, end).map(|word| word.set)
+}
+
+fn mask(maps: &Contents, end: End, peer: IpAddr) -> u16 {
+    let Some(word) = word(maps, end) else {
         return u16::MAX;
-    }
+    };
     let peer = Address::from(peer);
     let entry = maps.address(&peer);
     let passes = |(protocol, port): (u8, u16)| {

@@ -18,6 +18,8 @@ use crate::datapath::Contents;
 
 /// Changes in a batch, at most.
 const BATCH: u64 = 7;
+/// Of so many states one is started from: all of them would be minutes.
+const STRIDE: usize = 16;
 
 /// From one state of rest to the next.
 pub(super) struct Transition {
@@ -84,7 +86,7 @@ impl Transition {
     }
 }
 
-/// Looks at every state from `begin` to the last; how many there were.
+/// Looks at every state from `begin` to the last.
 fn look(
     history: &History,
     begin: usize,
@@ -121,14 +123,6 @@ fn sizes(maps: &Contents) -> [usize; 6] {
         maps.rules.len(),
         used.count(),
     ]
-}
-
-/// The same cluster from nothing.
-fn scratch(history: &History) -> Contents {
-    let mut fresh = History::over(history, Contents::default());
-    fresh.start();
-    fresh.settle();
-    fresh.recorder.now().clone()
 }
 
 /// The agent died in a state; the next start leads from there to what a start from nothing comes to.
@@ -199,8 +193,8 @@ fn every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges() {
             let what = format!("step {step}, {ids:?}");
             look(&history, begin, &transition, &questions, &what);
             states += all.len() - begin;
-            let wanted = scratch(&history);
-            // Each state in some case; all of them would be minutes.
+            let wanted = scene::scratch(&history);
+            // Over the seeds every place in a batch.
             let first = begin + (seed as usize + step) % STRIDE;
             for at in (first..all.len()).step_by(STRIDE) {
                 restart(&history, at, &questions, &wanted, &what);
@@ -210,5 +204,3 @@ fn every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges() {
     }
     println!("{states} states in between, {starts} starts");
 }
-
-const STRIDE: usize = 16;

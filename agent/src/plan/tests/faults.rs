@@ -78,14 +78,6 @@ fn look(
     }
 }
 
-/// What a start from nothing over the same cluster answers.
-fn scratch(history: &History, questions: &Questions) -> Answers {
-    let mut fresh = History::over(history, Contents::default());
-    fresh.start();
-    fresh.settle();
-    questions.ask(fresh.recorder.now())
-}
-
 /// No room for anything new in one map.
 fn full(map: &str, maps: &Contents) -> Capacities {
     let mut capacities = Capacities::default();
@@ -161,9 +153,9 @@ fn changes_under_a_fault_that_lasts_are_never_torn_and_made_good_when_it_ends() 
             let questions = scene::questions(&all);
             let mut clusters: Vec<Answers> = agents
                 .iter()
-                .map(|agent| scratch(agent, &questions))
+                .map(|agent| questions.ask(&scene::scratch(agent)))
                 .collect();
-            clusters.push(scratch(&history, &questions));
+            clusters.push(questions.ask(&scene::scratch(&history)));
             let what = format!("round {round}, {map} with fault {kind}");
             let stages = kind != 0 || map != "rules";
             for step in 0..4 {

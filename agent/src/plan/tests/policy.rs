@@ -10,6 +10,7 @@ use crate::datapath::faulty::Fault;
 use crate::datapath::memory::{Capacities, Memory};
 use crate::datapath::{Contents, Datapath, Write};
 use crate::desired::{Delta, Desired};
+use crate::model::Change;
 use crate::oracle::policy::Flow;
 use crate::plan::{Applied, Planner, apply};
 
@@ -98,6 +99,16 @@ impl History {
         applied
     }
 
+    /// Begins a step: what came before is forgotten, and one thing of the cluster changes. The state to begin from, what changed and what
+    /// is to be planned.
+    fn step(&mut self) -> (usize, Vec<Change>, Delta) {
+        self.recorder.forget();
+        let from = self.recorder.states.len() - 1;
+        let (changes, local) = self.world.change(&mut self.rng, 1);
+        let compiled = self.update(&changes, local);
+        (from, changes, compiled.delta)
+    }
+
     pub(super) fn plan(&mut self, delta: &Delta) -> Applied {
         let plan = self.planner.plan(delta);
         let applied = apply(&mut self.planner, plan, &mut self.recorder);
@@ -105,7 +116,7 @@ impl History {
         applied
     }
 
-    pub(super) fn update(&mut self, changes: &[crate::model::Change], local: bool) -> Compiled {
+    pub(super) fn update(&mut self, changes: &[Change], local: bool) -> Compiled {
         self.compiler.hold(self.planner.unfinished());
         let (cluster, node) = (&self.world.cluster, &self.world.local);
         let compiled = self.compiler.update(cluster, node, changes, local);
@@ -274,11 +285,8 @@ fn every_write_and_every_slow_reader_is_told_the_old_or_the_new() {
     for seed in cases(10) {
         let mut history = History::new(seed);
         for step in 0..10 {
-            history.recorder.forget();
-            let from = history.recorder.states.len() - 1;
-            let (changes, local) = history.world.change(&mut history.rng, 1);
-            let compiled = history.update(&changes, local);
-            let applied = history.plan(&compiled.delta);
+            let (from, changes, delta) = history.step();
+            let applied = history.plan(&delta);
             assert_eq!(applied.problems, []);
             let probes = history.probes(40);
             let what = format!("step {step}, {changes:?}");
@@ -301,11 +309,8 @@ fn a_crash_after_any_write_leaves_a_whole_state_and_the_next_start_converges() {
     for seed in cases(16) {
         let mut history = History::new(seed);
         for step in 0..4 {
-            history.recorder.forget();
-            let from = history.recorder.states.len() - 1;
-            let (changes, local) = history.world.change(&mut history.rng, 1);
-            let compiled = history.update(&changes, local);
-            let plan = history.planner.plan(&compiled.delta);
+            let (from, changes, delta) = history.step();
+            let plan = history.planner.plan(&delta);
             let probes = history.probes(60);
             let new: Vec<_> = {
                 let mut whole = history.recorder.now().clone();
@@ -358,11 +363,8 @@ fn a_write_that_fails_keeps_what_is_in_force_and_is_made_good() {
     for seed in cases(16) {
         let mut history = History::new(seed);
         for step in 0..6 {
-            history.recorder.forget();
-            let from = history.recorder.states.len() - 1;
-            let (changes, local) = history.world.change(&mut history.rng, 1);
-            let compiled = history.update(&changes, local);
-            let plan = history.planner.plan(&compiled.delta);
+            let (from, changes, delta) = history.step();
+            let plan = history.planner.plan(&delta);
             // Only calls fail; a store into a mapped array does not.
             let calls: Vec<u64> = (0u64..)
                 .zip(plan.writes())
@@ -414,7 +416,7 @@ fn a_write_that_fails_keeps_what_is_in_force_and_is_made_good() {
 }
 
 /// How many epochs a plan raises, where the history is at rest.
-fn raised(history: &mut History, changes: &[crate::model::Change], local: bool) -> usize {
+fn raised(history: &mut History, changes: &[Change], local: bool) -> usize {
     let compiled = history.update(changes, local);
     let plan = history.planner.plan(&compiled.delta);
     let raised = plan

@@ -8,6 +8,7 @@ use agent_common::{Address, ServiceKey};
 use super::answers::Questions;
 use super::policy::History;
 use crate::compile::tests::cluster::{Rng, World};
+use crate::datapath::Contents;
 use crate::model::{
     Change, Cluster, Endpoint, EndpointPort, EndpointSlice, Family, Kind, Object, ObjectId,
     ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, intern,
@@ -177,6 +178,14 @@ pub(super) fn random(seed: u64) -> History {
     assert_eq!(applied.problems, []);
     history.settle();
     history
+}
+
+/// What maps hold after a start from nothing over the same cluster.
+pub(super) fn scratch(history: &History) -> Contents {
+    let mut fresh = History::over(history, Contents::default());
+    fresh.start();
+    fresh.settle();
+    fresh.recorder.now().clone()
 }
 
 /// One to `most` changes of services, endpoints, policies, labels, pods and their addresses, told at once.
