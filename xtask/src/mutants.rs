@@ -147,6 +147,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "plan::tests::crash::every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges",
     ),
     unit(
+        "nobody-enters",
+        "agent/src/plan/steps/policy.rs: who an address is, which is written before it leads to its pod",
+        "plan::tests::policy::a_write_that_fails_keeps_what_is_in_force_and_is_made_good",
+    ),
+    unit(
         "reuse-while-pointed",
         "agent/src/compile/binding.rs: the rest of numbers that something may still point to because a write failed",
         "plan::tests::faults::changes_under_a_fault_that_lasts_are_never_torn_and_made_good_when_it_ends",
