@@ -95,6 +95,8 @@ pub struct Transaction {
 /// A plan.
 #[derive(Clone, Default, Debug)]
 pub struct Plan {
+    /// Whether a grace period must come first: whoever began with a set that a pod has turned from must not meet peers that are others now.
+    pub rest: bool,
     /// Before the grace period.
     pub transactions: Vec<Transaction>,
     /// Whether a grace period must follow.
@@ -104,6 +106,8 @@ pub struct Plan {
     changes: BTreeMap<PoolKey, Change>,
     leftovers: Garbage,
     refused: BTreeMap<Item, Problem>,
+    /// Whether pods turn to other sets.
+    turns: bool,
 }
 
 impl Plan {
@@ -133,6 +137,8 @@ pub struct Planner {
     staged: bool,
     /// There was no room for that: the next plan goes without.
     cramped: bool,
+    /// Pods have turned to other sets since the last grace period.
+    turned: bool,
 }
 
 /// Keys that a plan must look at.

@@ -29,10 +29,18 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
     run.planner
         .pending
         .extend(run.planner.problems.keys().cloned());
+    let rested = !plan.rest || crate::mutant::removed("no-grace") || run.grace();
     for transaction in &plan.transactions {
-        run.transaction(transaction);
+        if rested {
+            run.transaction(transaction);
+        } else {
+            run.fail(transaction);
+        }
     }
-    let waited = !plan.grace || crate::mutant::removed("no-grace") || run.grace();
+    let waited = rested && (!plan.grace || crate::mutant::removed("no-grace") || run.grace());
+    run.planner.turned &= !(rested && plan.rest);
+    run.planner.turned |= plan.turns;
+    run.planner.turned &= !(waited && plan.grace);
     for transaction in &plan.collect {
         if waited {
             run.transaction(transaction);

@@ -27,6 +27,7 @@ impl Planner {
             problems: BTreeMap::new(),
             staged: false,
             cramped: false,
+            turned: false,
         };
         let plan = planner.plan_dirty(dirty);
         (planner, plan)

@@ -143,11 +143,16 @@ pub(super) fn outside(now: Option<&AddressEntry>, then: &AddressEntry) -> Addres
             identity: then.identity,
             ..*now
         },
-        _ => AddressEntry {
-            slot: NO_ADDRESS_SLOT,
-            kind: address_kind::REMOTE_POD,
-            ..*then
-        },
+        _ => away(then),
+    }
+}
+
+/// An address as the entry that says who it is and leads nowhere.
+pub(super) fn away(entry: &AddressEntry) -> AddressEntry {
+    AddressEntry {
+        slot: NO_ADDRESS_SLOT,
+        kind: address_kind::REMOTE_POD,
+        ..*entry
     }
 }
 

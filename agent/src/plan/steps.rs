@@ -108,6 +108,14 @@ impl<'a> Builder<'a> {
             let epochs = std::mem::take(&mut phases.epochs);
             phases.prepare.splice(..0, epochs);
         }
+        let words = [
+            &phases.staged,
+            &phases.peers,
+            &phases.entered,
+            &phases.removed,
+        ];
+        plan.rest = self.planner.turned && words.iter().any(|phase| !phase.is_empty());
+        plan.turns = !phases.sets.is_empty();
         plan.grace |= !phases.removed.is_empty()
             || !phases.unrouted.is_empty()
             || !phases.collect.is_empty()

@@ -267,6 +267,11 @@ impl Builder<'_> {
         }
     }
 
+    /// Whether a pod that stays may turn to other sets.
+    fn turns(&self, slot: u32) -> bool {
+        self.dirty.pods.contains(&slot) && self.planner.desired.pods.contains_key(&slot)
+    }
+
     pub(super) fn addresses(&mut self) {
         // Removed before the services behind them: what was a service address is then no address at all.
         let mut removed = Vec::new();
@@ -315,7 +320,16 @@ impl Builder<'_> {
                     };
                     list.push(one(item, needs, write));
                 }
-                None => removed.push(one(item, Vec::new(), write)),
+                None => {
+                    if let Some(now) = now
+                        && self.turns(now.slot.into())
+                    {
+                        // What is not the pod's any more is not told what the pod is to be.
+                        let write = Write::Address(key, Some(stage::away(now)));
+                        self.phases.peers.push(one(item.clone(), Vec::new(), write));
+                    }
+                    removed.push(one(item, Vec::new(), write));
+                }
             }
         }
         removed.append(&mut self.phases.removed);
