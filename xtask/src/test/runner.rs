@@ -13,7 +13,7 @@ use super::tiers::Tier;
 use crate::{setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
-const START_THE_AGENT: [&str; 3] = ["lab", "cluster", "soak"];
+const START_THE_AGENT: [&str; 4] = ["lab", "load", "cluster", "soak"];
 
 /// The one of them that upgrades it.
 const LAB: &str = "lab";

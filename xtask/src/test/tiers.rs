@@ -126,6 +126,14 @@ pub(crate) const TIERS: &[Tier] = &[
         15,
     ),
     root(
+        "load",
+        "what changes cost the traffic that stands, with the machine to itself",
+        &["--package", "tests", "--test", "load"],
+        1,
+        &[Need::Lab],
+        5,
+    ),
+    root(
         "kernel",
         "pins, maps, attaching, netlink, on the real object",
         target!("kernel"),
