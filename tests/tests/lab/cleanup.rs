@@ -13,7 +13,7 @@ use tests::lab::agent::{Agent, AgentPlan, Source, sluice_binary};
 use tests::lab::foreign::{Counting, Side, tc};
 use tests::lab::node::Node;
 
-use crate::node_parts::pins;
+use crate::drift::pins;
 use crate::policies::on;
 use crate::scene::{HTTP, SERVICE, Scene, at, roles, vip};
 use crate::services::{Load, WEB, service_probes, web};
