@@ -15,7 +15,7 @@ use tests::lab::node::Node;
 
 use crate::drift::pins;
 use crate::policies::on;
-use crate::scene::{HTTP, SERVICE, Scene, at, roles, vip};
+use crate::scene::{HTTP, SERVICE, Scene, roles};
 use crate::services::{Load, WEB, service_probes, web};
 
 /// What an agent may take from SIGTERM to its end.
