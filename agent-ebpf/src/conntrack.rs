@@ -57,14 +57,19 @@ pub fn touch(flow: &mut Flow, kind: u8) {
     }
 }
 
+/// An entry, in whichever table it is.
+#[inline(always)]
+fn entry(key: &Tuple) -> Option<*mut Flow> {
+    match CONNTRACK.get_ptr_mut(key) {
+        Some(entry) => Some(entry),
+        None => UNREPLIED.get_ptr_mut(key),
+    }
+}
+
 #[inline(never)]
 fn touch_partner(key: &Tuple, now: u32) -> u32 {
-    let entry = match CONNTRACK.get_ptr_mut(key) {
-        Some(entry) => entry,
-        None => match UNREPLIED.get_ptr_mut(key) {
-            Some(entry) => entry,
-            None => return 0,
-        },
+    let Some(entry) = entry(key) else {
+        return 0;
     };
     // SAFETY: a map value; a whole word is stored.
     unsafe { (*entry).last_seen = now };
@@ -90,12 +95,8 @@ pub fn close(flow: &mut Flow, tcp_flags: u32, same: bool) {
 
 #[inline(never)]
 fn close_partner(key: &Tuple, reset: u32, same: u32) -> u32 {
-    let entry = match CONNTRACK.get_ptr_mut(key) {
-        Some(entry) => entry,
-        None => match UNREPLIED.get_ptr_mut(key) {
-            Some(entry) => entry,
-            None => return 0,
-        },
+    let Some(entry) = entry(key) else {
+        return 0;
     };
     // SAFETY: a map value; single bytes of it are raised.
     let flow = unsafe { &mut *entry };

@@ -1,19 +1,20 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord, hook,
-    lookup::Tables, pod_flag, protocol,
+    Address, Count, Flow, NO_BACKEND, NO_SLOT, Reason, Verdict, address_kind, flow_flag,
+    gate::GateWord, hook, lookup::Tables, pod_flag, protocol,
 };
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    conntrack::{backend_holds, close, judged, promote, reopens, touch},
+    conntrack::{backend_holds, close, judged, partner, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     flow::{Opened, forget_found, midstream, open},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, arp_sender, parse, pull, skb, tcp},
     policy::{enforced, judge, slot_of, store},
+    report::{count, dropped},
     service::is_cluster_ip,
     tables::{Maps, link, pod},
     work::{Work, work},
@@ -92,7 +93,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         if flow.flags & flow_flag::REPLY != 0 && !reopens(flow, work.tcp_flags) {
             // The first answer.
             work.reply_key = work.tuple;
-            work.forward_key = crate::conntrack::partner(flow, work.tuple.protocol);
+            work.forward_key = partner(flow, work.tuple.protocol);
             if promote(work) != 0 {
                 found = CONNTRACK.get_ptr_mut(&work.tuple);
             }
@@ -149,7 +150,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         let reason = midstream(work, ifindex);
         if reason != 0 {
             work.reason = reason;
-            crate::report::dropped(ctx, work);
+            dropped(ctx, work);
             return DROP;
         }
         return send(ctx, work);
@@ -178,8 +179,8 @@ pub fn begin(ctx: &TcContext, work: &mut Work, header: &Header, hook: u32) {
     work.reason = 0;
     work.flags = 0;
     work.forward = Flow::NONE;
-    work.egress = agent_common::Verdict::OPEN;
-    work.ingress = agent_common::Verdict::OPEN;
+    work.egress = Verdict::OPEN;
+    work.ingress = Verdict::OPEN;
 }
 
 /// Sends the packet by the entry in `work.forward`.
@@ -203,7 +204,7 @@ fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
         let reason = again(work, flow);
         if reason != 0 {
             work.reason = reason;
-            crate::report::dropped(ctx, work);
+            dropped(ctx, work);
             return DROP;
         }
     }
@@ -239,12 +240,12 @@ pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool) -> u32 {
         // The opener's packets, as the responder sees them, are this one's reverse; the opener itself is where replies go.
         work.forward.new_destination = work.forward_key.source;
         work.forward.new_destination_port_be = work.forward_key.source_port_be;
-        work.forward_key = crate::conntrack::partner(flow, work.forward_key.protocol);
+        work.forward_key = partner(flow, work.forward_key.protocol);
     }
     let reason = judge(work);
     if reason == 0 {
         store(work, flow);
-        crate::report::count(agent_common::Count::FlowRejudged);
+        count(Count::FlowRejudged);
     }
     reason
 }

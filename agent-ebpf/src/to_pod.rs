@@ -57,7 +57,7 @@ fn host_backend(ctx: &TcContext, work: &mut Work) -> Option<i32> {
         && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple)
     {
         found = Some(waiting);
-        // SAFETY: a map value; its ends and flags never change.
+        // SAFETY: a map value; its ends and these flags never change.
         let flow = unsafe { &*waiting };
         if flow.flags & ANSWER == ANSWER && flow.ifindex == THIS_HOST {
             work.reply_key = work.tuple;

@@ -209,12 +209,12 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     lab(
         "no-drift-check",
         "agent/src/reconcile/drift.rs: the look whether what was made is still there",
-        "node_parts::links_that_are_detached_come_back",
+        "drift::links_that_are_detached_come_back",
     ),
     lab(
         "no-rejudge",
         "agent/src/reconcile/drift.rs: flows judged while the maps were wrong are judged again",
-        "node_parts::elements_of_maps_that_are_changed_are_set_back_and_flows_judged_again",
+        "drift::elements_of_maps_that_are_changed_are_set_back_and_flows_judged_again",
     ),
     lab(
         "cleanup-leaves-qdisc",
@@ -243,7 +243,7 @@ struct Run {
 /// Runs the mutants whose name contains `only`, and each of their tests once more with nothing removed.
 ///
 /// # Errors
-/// When there is none to run, or the programs do not build.
+/// When there is none to run.
 pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
     let chosen: Vec<&'static Mutant> = MUTANTS
         .iter()
@@ -258,7 +258,11 @@ pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
     let started = Instant::now();
     let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.cargo).collect();
     for cargo in targets {
-        runner::build(cargo, &[BUILD])?;
+        if let Err(error) = runner::build(cargo, &[BUILD]) {
+            let mut outcome = Outcome::default();
+            outcome.trouble(format!("{error:#}"));
+            return Ok(outcome);
+        }
     }
     println!("mutants: built in {} s", started.elapsed().as_secs());
 

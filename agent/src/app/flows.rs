@@ -48,21 +48,29 @@ impl FlowChoice {
 
 /// What the last pass found.
 #[derive(Default, Debug)]
-pub(super) struct FlowUse(Mutex<Arc<Passed>>);
+pub(super) struct FlowUse(Mutex<Option<Arc<Passed>>>);
 
 impl FlowUse {
-    /// The last pass; one that found nothing before the first.
-    pub(super) fn last(&self) -> Arc<Passed> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The last pass; None before the first.
+    pub(super) fn last(&self) -> Option<Arc<Passed>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn passed(&self, passed: Passed) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(passed);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(passed));
     }
 
-    /// For status and metrics.
+    /// For status and metrics. Without tables before the first pass.
     pub(super) fn state(&self, share_percent: u32) -> FlowState {
-        let last = self.last();
+        let Some(last) = self.last() else {
+            return FlowState {
+                share_percent,
+                ..FlowState::default()
+            };
+        };
         let tables = [("conntrack", last.conntrack), ("unreplied", last.unreplied)];
         FlowState {
             share_percent,
@@ -124,6 +132,15 @@ mod tests {
                 ..Timeouts::DEFAULT
             },
         }
+    }
+
+    #[test]
+    fn nothing_is_said_of_tables_that_were_not_counted() {
+        let flow_use = FlowUse::default();
+        let before = flow_use.state(50);
+        assert_eq!((before.share_percent, before.tables), (50, Vec::new()));
+        flow_use.passed(Passed::default());
+        assert_eq!(flow_use.state(50).tables.len(), 2);
     }
 
     #[test]

@@ -125,12 +125,13 @@ impl Observed {
                 entries: *entries as u64,
                 capacity: u64::from(*capacity),
             });
-        let passed = self.flow_use.last();
-        let tables = [
-            ("conntrack", passed.conntrack.left),
-            ("unreplied", passed.unreplied.left),
-        ];
-        let flows = tables.into_iter().filter_map(|(name, entries)| {
+        let tables = self.flow_use.last().map(|passed| {
+            [
+                ("conntrack", passed.conntrack.left),
+                ("unreplied", passed.unreplied.left),
+            ]
+        });
+        let flows = tables.into_iter().flatten().filter_map(|(name, entries)| {
             Some(MapUse {
                 name: name.to_owned(),
                 entries,

@@ -12,7 +12,7 @@ use super::conntrack::{Conntrack, Sweep, Table};
 use super::counters::Counters;
 use super::evictions::{Balance, Ledger, possible_cpus};
 use super::pins::Pins;
-use super::shares::{Held, Shares};
+use super::shares::{Holding, Shares};
 
 /// Collects flows, pass after pass.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct Passed {
     /// Flows that a pod may hold in `conntrack`; 0: no bound.
     pub share: u32,
     /// What each pod holds, the most first.
-    pub held: Vec<Held>,
+    pub held: Vec<Holding>,
     /// CPU time of the last pass.
     pub cpu: Duration,
     /// CPU time of all passes since the agent's start.

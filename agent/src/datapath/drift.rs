@@ -1,4 +1,4 @@
-//! Whether what the agent made is still there: pins, and the slots of the program array.
+//! Whether what the agent made is still there: pins, and the slots of the program arrays.
 //!
 //! The agent holds a descriptor of everything that it pinned. What somebody removes from the BPF file system therefore goes on
 //! working, and is pinned again from the descriptor: without that, the next start would find half of it and lose connections.
@@ -24,7 +24,7 @@ pub enum Part {
     Cgroup,
     /// Something was not pinned any more.
     Pin,
-    /// A slot of the program array was empty, or held another program.
+    /// A slot of a program array was empty, or held another program.
     Program,
     /// An element of a map was not what the agent wrote.
     Map,
@@ -107,7 +107,7 @@ impl Maps {
         Ok(Self { maps })
     }
 
-    /// Checks directories, pins of maps, and the slots of the program array, and mends them.
+    /// Checks directories, pins of maps, and the slots of the program arrays, and mends them.
     pub fn check(&self, pins: &Pins, programs: &Programs, found: &mut Found) {
         // The slots first: a packet that meets an empty one passes unjudged.
         self.check_slots(programs, found);

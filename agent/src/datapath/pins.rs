@@ -76,7 +76,7 @@ pub enum PinError {
     Differs {
         /// The pin.
         path: PathBuf,
-        /// The directory of this layout.
+        /// The directory of this layout, or of what all share: without it a start makes all of that anew.
         directory: PathBuf,
         /// What differs, each with both values.
         differences: Vec<String>,

@@ -4,7 +4,6 @@
 use std::mem::offset_of;
 
 use agent_common::{Flow, Pod, Share, limits};
-use aya::maps::MapData;
 
 use super::DatapathError;
 use super::pins::Pins;
@@ -36,27 +35,19 @@ pub(super) struct Count {
 
 /// What a pod holds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Held {
+pub struct Holding {
     /// Flows in `conntrack`.
     pub flows: u32,
     /// The pod's slot.
     pub slot: u32,
 }
 
-fn open<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Words<T>, DatapathError> {
-    let map = MapData::from_pin(pins.map(name)).map_err(|error| DatapathError::Kernel {
-        map: name,
-        source: std::io::Error::other(error),
-    })?;
-    Words::new(name, map)
-}
-
 impl Shares {
     /// Opens the pinned maps, which must be there and checked already.
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
-            shares: open(pins, "shares")?,
-            pods: open(pins, "pods")?,
+            shares: Words::open(pins, "shares")?,
+            pods: Words::open(pins, "pods")?,
         })
     }
 
@@ -83,14 +74,14 @@ impl Shares {
     }
 
     /// Ends a count: what programs add to from now on is what was counted.
-    pub(super) fn end(&self, count: &Count) -> Result<Vec<Held>, DatapathError> {
+    pub(super) fn end(&self, count: &Count) -> Result<Vec<Holding>, DatapathError> {
         let mut held = Vec::new();
         for (number, slot) in (0..).zip(&count.slots) {
             let base = slot.made.wrapping_sub(slot.flows);
             self.shares
                 .store_half(number, offset_of!(Share, base), base)?;
             if slot.flows > 0 {
-                held.push(Held {
+                held.push(Holding {
                     flows: slot.flows,
                     slot: number,
                 });

@@ -3,13 +3,13 @@
 use std::mem::offset_of;
 
 use agent_common::{Config, feature};
-use aya::maps::MapData;
 
 use super::DatapathError;
 use super::pins::Pins;
 use super::words::Words;
 
-/// The pinned map `config`, open beside the datapath that wrote it at the start. Nothing else writes it afterwards.
+/// The pinned map `config`, open beside the datapath that wrote it at the start. Nothing else writes it afterwards but the check for drift,
+/// which sets back what somebody else changed and leaves this switch as it finds it.
 #[derive(Debug)]
 pub struct Switch {
     config: Words<Config>,
@@ -21,12 +21,8 @@ impl Switch {
     /// # Errors
     /// It cannot be opened or mapped.
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        let map = MapData::from_pin(pins.map("config")).map_err(|error| DatapathError::Kernel {
-            map: "config",
-            source: std::io::Error::other(error),
-        })?;
         Ok(Self {
-            config: Words::new("config", map)?,
+            config: Words::open(pins, "config")?,
         })
     }
 

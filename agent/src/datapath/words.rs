@@ -12,6 +12,7 @@ use aya::Pod;
 use aya::maps::MapData;
 
 use super::DatapathError;
+use super::pins::Pins;
 use super::sys;
 
 /// Bytes of a word.
@@ -33,6 +34,15 @@ pub(super) struct Words<T> {
 unsafe impl<T> Send for Words<T> {}
 
 impl<T: Pod> Words<T> {
+    /// Maps a pinned array once more; it must have been checked already.
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+        let map = MapData::from_pin(pins.map(name)).map_err(|error| DatapathError::Kernel {
+            map: name,
+            source: std::io::Error::other(error),
+        })?;
+        Self::new(name, map)
+    }
+
     /// Maps an array that was created with BPF_F_MMAPABLE.
     pub(super) fn new(name: &'static str, map: MapData) -> Result<Self, DatapathError> {
         let kernel = |source| DatapathError::Kernel { map: name, source };

@@ -13,9 +13,9 @@ use tests::lab::agent::{Agent, AgentPlan, Source, sluice_binary};
 use tests::lab::foreign::{Counting, Side, tc};
 use tests::lab::node::Node;
 
-use crate::node_parts::pins;
+use crate::drift::pins;
 use crate::policies::on;
-use crate::scene::{HTTP, SERVICE, Scene, at, roles, vip};
+use crate::scene::{HTTP, SERVICE, Scene, roles};
 use crate::services::{Load, WEB, service_probes, web};
 
 /// What an agent may take from SIGTERM to its end.

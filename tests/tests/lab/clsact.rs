@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use crate::policies::{assert_live_policy, on};
 use crate::restart::assert_kill_is_not_noticed;
 use crate::scene::{HTTP, OTHER, SERVICE, Scene, roles, service};
-use crate::services::{BACKENDS, WEB, assert_host, assert_spread, ready, service_probes, web};
+use crate::services::{
+    BACKENDS, EMPTY, WEB, assert_host, assert_spread, ready, service_probes, web,
+};
 
 const CLSACT: &[&str] = &["--attach=clsact"];
 
@@ -60,7 +62,7 @@ fn by_clsact_services_and_policies_work_as_by_tcx() -> Result<()> {
         "{modes:?}"
     );
     assert_spread(&scene)?;
-    let [empty, ..] = service("empty", 11, &[]);
+    let [empty, ..] = service("empty", EMPTY, &[]);
     scene.apply([&empty])?;
     assert_host(&scene)?;
     let guard = on(

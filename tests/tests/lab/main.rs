@@ -6,6 +6,7 @@ mod bad_input;
 mod cleanup;
 mod clsact;
 mod directory;
+mod drift;
 mod frames;
 mod late;
 mod node_parts;

@@ -16,7 +16,7 @@ use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, at, roles, service, slices, v
 /// The service of the three backends.
 pub(crate) const WEB: u8 = 10;
 /// A service that no slice belongs to.
-const EMPTY: u8 = 11;
+pub(crate) const EMPTY: u8 = 11;
 /// A port that no service has.
 const UNKNOWN_PORT: u16 = 81;
 /// The names of the backends.
