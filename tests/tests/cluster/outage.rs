@@ -18,6 +18,7 @@ use tests::lab::traffic::held::{Held, HoldPlan};
 
 use crate::audit::Audit;
 use crate::changes::relabel;
+use crate::scrape;
 use crate::withdrawn::withdraw;
 use crate::world::{ELSEWHERE, PORT, World, rbac, service};
 
@@ -64,6 +65,9 @@ impl Lasting {
 }
 
 /// The agent is cut off, the cluster changes, the server is away altogether and comes back without its history.
+///
+/// Away for some seconds, not for minutes: longer than the first waits of the backoff, and until its end nothing else ends a wait. How the
+/// waits grow, to a minute at most, a unit test shows with a clock of its own; what is in force has no clock that could run out.
 pub(crate) async fn server_gone(
     plane: &mut ControlPlane,
     world: &mut World,
@@ -135,6 +139,7 @@ pub(crate) async fn server_gone(
         later[0]["reason"], later[0]["stale_since"]
     );
 
+    let writes = scrape::writes(world)?;
     plane.start_apiserver().await?;
     plane.restart_controller_manager().await?;
     world.wait_status("no kind stale", |status| stale(status).is_empty())?;
@@ -164,6 +169,8 @@ pub(crate) async fn server_gone(
         lost > 0,
         "the server's history was not lost: the recovery was none"
     );
+    let writes = scrape::writes(world)? - writes;
+    println!("after the outage: {writes} map writes");
     // What the outage did not touch went on.
     held.check(world)?;
 
