@@ -12,6 +12,7 @@ mod arguments;
 mod binaries;
 mod certificates;
 mod cluster;
+mod etcd;
 mod fingerprint;
 mod go;
 mod kubeconfig;
@@ -19,6 +20,7 @@ mod module;
 mod options;
 mod ports;
 mod process;
+mod tokens;
 mod wait;
 mod workdir;
 
@@ -27,23 +29,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 
 pub use binaries::{ASSETS_VARIABLE, Binaries};
 use certificates::Certificates;
 pub use cluster::Cluster;
+pub use etcd::Closed;
 pub use options::Options;
 use process::{NetworkNamespace, Process};
 use workdir::Workdir;
 
 /// How long the controllers may take to end, before they are killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// How long a ServiceAccount's token lives: longer than any test, in seconds.
-const TOKEN_SECONDS: i64 = 24 * 3600;
 
 /// A running control plane.
 pub struct ControlPlane {
@@ -197,42 +195,6 @@ impl ControlPlane {
     /// When the TLS stack cannot be set up.
     pub fn cluster(&self) -> Result<Cluster> {
         Ok(Cluster::new(self.client()?))
-    }
-
-    /// Writes a kubeconfig file with a token of this ServiceAccount, which must exist. The token lives a day.
-    ///
-    /// # Errors
-    /// When there is no such ServiceAccount, or the server cannot be reached.
-    pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                expiration_seconds: Some(TOKEN_SECONDS),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let api: Api<ServiceAccount> = Api::namespaced(self.client()?, namespace);
-        let token = api
-            .create_token_request(name, &PostParams::default(), &request)
-            .await
-            .with_context(|| format!("asking for a token of ServiceAccount {namespace}/{name}"))?
-            .status
-            .and_then(|status| status.token)
-            .context("the token request was answered without a token")?;
-        let url = format!("https://{}", self.server);
-        let kubeconfig = kubeconfig::with_token(&url, &self.certificates.authority, &token)?;
-        self.folder
-            .write(&format!("{namespace}-{name}.kubeconfig"), &kubeconfig)
-    }
-
-    /// A client with the rights of this ServiceAccount, which must exist.
-    ///
-    /// # Errors
-    /// As [`ControlPlane::service_account_kubeconfig`].
-    pub async fn service_account_client(&self, namespace: &str, name: &str) -> Result<Client> {
-        let file = self.service_account_kubeconfig(namespace, name).await?;
-        let config = client_config(&std::fs::read_to_string(file)?).await?;
-        Ok(Client::try_from(config)?)
     }
 
     /// Ends the controllers and starts them again, without the pauses that they make after failures.

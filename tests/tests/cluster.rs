@@ -8,14 +8,24 @@
 mod audit;
 #[path = "cluster/changes.rs"]
 mod changes;
+#[path = "cluster/database.rs"]
+mod database;
 #[path = "cluster/latency.rs"]
 mod latency;
 #[path = "cluster/outage.rs"]
 mod outage;
 #[path = "cluster/prober.rs"]
 mod prober;
+#[path = "cluster/scrape.rs"]
+mod scrape;
 #[path = "cluster/silence.rs"]
 mod silence;
+#[path = "cluster/throttled.rs"]
+mod throttled;
+#[path = "cluster/tokens.rs"]
+mod tokens;
+#[path = "cluster/withdrawn.rs"]
+mod withdrawn;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -57,11 +67,13 @@ async fn objects_of_a_real_cluster_decide_real_packets() -> Result<()> {
 }
 
 async fn parts(plane: &mut ControlPlane, world: &mut World, audit: &Audit) -> Result<()> {
-    let kubeconfig = plane
-        .service_account_kubeconfig("kube-system", "sluice")
+    let (namespace, name) = ("kube-system", "sluice");
+    let token = plane
+        .service_account_token_for(namespace, name, tokens::LIVES)
         .await?;
-    world.launch_agent(&kubeconfig)?;
-    world.wait_ready()?;
+    let kubeconfig = plane.kubeconfig_of_token_file(namespace, name, &token)?;
+    let token = tokens::Ending::now(token);
+    world.fresh_agent(&kubeconfig)?;
     println!("requests at the agent's start: {}", audit.summary()?);
     let mut began = Instant::now();
     let mut part = |name: &str| {
@@ -76,12 +88,26 @@ async fn parts(plane: &mut ControlPlane, world: &mut World, audit: &Audit) -> Re
     let latencies = latency::measure(world).await?;
     latencies.print();
     part("latency");
-    outage::server_gone(plane, world).await?;
+    let held = outage::Lasting::start(world).await?;
+    tokens::expired_and_rotated(plane, world, audit, &token).await?;
+    part("expired token");
+    world.fresh_agent(&kubeconfig)?;
+    withdrawn::permission(plane, world, audit).await?;
+    part("permission withdrawn");
+    world.fresh_agent(&kubeconfig)?;
+    throttled::refused_and_slow(plane, world, audit, &kubeconfig).await?;
+    part("too many requests, slow");
+    world.fresh_agent(&kubeconfig)?;
+    outage::server_gone(plane, world, &held).await?;
     part("server gone");
+    world.fresh_agent(&kubeconfig)?;
     silence::partition_and_revoked_token(plane, world, &kubeconfig).await?;
     part("silent partition, revoked token");
     outage::forbidden(world, audit, &kubeconfig).await?;
     part("forbidden");
+    database::refuses(plane, world, &kubeconfig).await?;
+    part("refusing database");
+    held.check(world)?;
 
     println!("requests altogether: {}", audit.summary()?);
     audit.only_reads()?;

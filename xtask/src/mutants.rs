@@ -177,6 +177,26 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "source::kube::follow::tests::outage::a_server_that_is_gone_for_minutes_is_asked_ever_less_and_then_watched_on",
     ),
     unit(
+        "backoff-all-alike",
+        "agent/src/source/kube/follow.rs: waits that grow, and are different for each agent",
+        "source::kube::follow::tests::outage::agents_that_lost_the_server_together_do_not_come_back_together",
+    ),
+    unit(
+        "backoff-for-ever",
+        "agent/src/source/kube/follow.rs: short waits again where the server was followed well",
+        "source::kube::follow::tests::outage::connections_that_break_now_and_then_are_opened_again_soon",
+    ),
+    unit(
+        "deaf-to-retry-after",
+        "agent/src/source/kube/follow.rs: the time that a server asks for",
+        "source::kube::follow::tests::outage::a_server_that_asks_for_time_is_given_it",
+    ),
+    unit(
+        "lost-but-ready",
+        "agent/src/app/observed.rs: readiness that ends while a source is lost",
+        "app::observed::tests::a_source_that_is_lost_ends_readiness_until_it_is_back",
+    ),
+    unit(
         "credentials-once",
         "agent/src/source/kube/access.rs: reading refused credentials again",
         "source::kube::follow::tests::outage::refused_credentials_are_read_again",

@@ -191,6 +191,7 @@ impl Provider for Observed {
                 duration: last.took,
                 writes: last.writes,
             }),
+            writes: snapshot.counts.writes,
             attached: self.attachments(),
             maps: self.maps(&snapshot),
             counters: self.counters(),
@@ -291,7 +292,8 @@ impl Awaited {
                 let snapshot = Arc::clone(&handle.snapshots.borrow_and_update());
                 self.kinds
                     .retain(|kind, _| !snapshot.kinds.get(kind).is_some_and(|k| k.synced));
-                let lost = lost(&self.source, &snapshot.kinds);
+                let lost = lost(&self.source, &snapshot.kinds)
+                    .filter(|_| !crate::mutant::removed("lost-but-ready"));
                 if readiness.lost(lost.clone()) {
                     let line = lost.map_or_else(
                         || "every source is followed".to_owned(),
@@ -373,5 +375,58 @@ mod tests {
             lost("kubernetes", &kinds).unwrap(),
             "kubernetes, lost since 1970-01-01T00:00:59.000Z"
         );
+    }
+
+    /// Waits until readiness waits for this alone. What follows snapshots runs whenever this one gives way.
+    async fn until_missing(readiness: &Readiness, what: &[&str]) {
+        for _ in 0..1_000 {
+            if readiness.missing() == what {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("{:?}, not {what:?}", readiness.missing());
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_lost_ends_readiness_until_it_is_back() {
+        let snapshot = |stale: Option<u64>| {
+            let since = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let state = KindState {
+                synced: true,
+                stale: stale.map(|seconds| (since(seconds), "why".to_owned())),
+            };
+            Arc::new(Snapshot {
+                kinds: BTreeMap::from([
+                    (Kind::Pod, state),
+                    (
+                        Kind::Node,
+                        KindState {
+                            synced: true,
+                            stale: None,
+                        },
+                    ),
+                ]),
+                local_known: true,
+                ..Snapshot::default()
+            })
+        };
+        let (snapshots, seen) = watch::channel(snapshot(None));
+        let (_applied, applied_seen) = watch::channel(true);
+        let readiness = Readiness::default();
+        let awaited = Awaited::new(&readiness, "kubernetes", &[Kind::Pod, Kind::Node]);
+        let handle = Handle::showing(seen, applied_seen);
+        let follow = awaited.follow(handle, readiness.clone(), Arc::default());
+        let task = tokio::spawn(follow);
+        until_missing(&readiness, &[]).await;
+        snapshots.send_replace(snapshot(Some(60)));
+        until_missing(
+            &readiness,
+            &["kubernetes, lost since 1970-01-01T00:01:00.000Z (Pod)"],
+        )
+        .await;
+        snapshots.send_replace(snapshot(None));
+        until_missing(&readiness, &[]).await;
+        task.abort();
     }
 }

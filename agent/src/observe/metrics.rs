@@ -77,6 +77,7 @@ families! {
     BIGGEST_SHARE: Gauge "sluice_conntrack_biggest_share_flows", "Flows of the pod that holds the most.";
     PASSES: Counter "sluice_conntrack_pass_cpu_seconds_total", "CPU time of the passes that remove what is over and count the rest, since the agent's start.";
     APPLIES: Counter "sluice_apply_total", "Applies of changes to the maps, by result: `ok`, or `partial` where a write was refused.";
+    MAP_WRITES: Counter "sluice_map_writes_total", "Writes to the maps, since the agent's start; none where nothing is different.";
     APPLY_SECONDS: Histogram "sluice_apply_duration_seconds", "How long an apply took: compile, plan and writes.";
 }
 
@@ -156,6 +157,8 @@ impl Metrics {
         drift(&mut out, summary);
         flows(&mut out, summary);
         self.applies(&mut out);
+        out.family(MAP_WRITES);
+        out.sample(&[], summary.writes);
         out.finish()
     }
 

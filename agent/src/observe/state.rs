@@ -201,6 +201,8 @@ pub struct Summary {
     pub problems: Vec<Problem>,
     /// None before the first.
     pub applied: Option<Applied>,
+    /// Map writes since the start.
+    pub writes: u64,
     /// Where programs are attached.
     pub attached: Vec<Attachment>,
     /// Every map whose use is known.

@@ -18,6 +18,20 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// What a test shows; nobody answers requests.
+    #[cfg(test)]
+    pub(crate) fn showing(
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        ready: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            snapshots,
+            ready,
+            requests: mpsc::channel(1).0,
+            touched: Arc::default(),
+        }
+    }
+
     /// Has the loop look at once whether what it attached is still there.
     pub fn check(&self) {
         self.touched.notify_one();

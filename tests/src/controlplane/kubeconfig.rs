@@ -1,5 +1,7 @@
 //! Kubeconfig files: whole in themselves, so that a process in another mount namespace can be handed one.
 
+use std::path::Path;
+
 use anyhow::Result;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
@@ -18,6 +20,11 @@ pub(super) fn with_certificate(server: &str, authority: &str, user: &Pair) -> Re
 /// The kubeconfig of a user with a bearer token, as YAML.
 pub(super) fn with_token(server: &str, authority: &str, token: &str) -> Result<String> {
     render(server, authority, json!({ "token": token }))
+}
+
+/// The kubeconfig of a user whose bearer token is in a file, as YAML.
+pub(super) fn with_token_file(server: &str, authority: &str, file: &Path) -> Result<String> {
+    render(server, authority, json!({ "tokenFile": file }))
 }
 
 fn render(server: &str, authority: &str, user: Value) -> Result<String> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde_json::Value;
 
 /// Verbs that the agent may use.
@@ -43,26 +45,52 @@ rules:
 
     /// Requests so far, by verb and resource.
     fn requests(&self) -> Result<BTreeMap<(String, String), usize>> {
-        let log = std::fs::read_to_string(&self.log)
-            .with_context(|| format!("reading {}", self.log.display()))?;
         let mut requests = BTreeMap::new();
-        for line in log.lines() {
-            let event: Value = serde_json::from_str(line).context("a line of the audit log")?;
-            let text = |pointer: &str| {
-                let value = event.pointer(pointer).and_then(Value::as_str);
-                value.unwrap_or_default().to_owned()
-            };
-            *requests
-                .entry((text("/verb"), text("/objectRef/resource")))
-                .or_default() += 1;
+        for event in self.events()? {
+            let key = (text(&event, "/verb"), text(&event, "/objectRef/resource"));
+            *requests.entry(key).or_default() += 1;
         }
         Ok(requests)
+    }
+
+    fn events(&self) -> Result<Vec<Value>> {
+        let log = std::fs::read_to_string(&self.log)
+            .with_context(|| format!("reading {}", self.log.display()))?;
+        // The last line may be half written.
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        let lines = whole.lines();
+        lines
+            .map(|line| serde_json::from_str(line).context("a line of the audit log"))
+            .collect()
     }
 
     /// Requests of this verb and resource so far.
     pub(crate) fn count(&self, verb: &str, resource: &str) -> Result<usize> {
         let key = (verb.to_owned(), resource.to_owned());
         Ok(self.requests()?.get(&key).copied().unwrap_or_default())
+    }
+
+    /// Requests of this verb so far, for whatever.
+    pub(crate) fn count_of(&self, verb: &str) -> Result<usize> {
+        let requests = self.requests()?;
+        let of_verb = requests.iter().filter(|((v, _), _)| v == verb);
+        Ok(of_verb.map(|(_, count)| count).sum())
+    }
+
+    /// When requests for each resource came since `from`, by the server's clock.
+    pub(crate) fn moments(&self, from: SystemTime) -> Result<BTreeMap<String, Vec<SystemTime>>> {
+        let mut moments: BTreeMap<String, Vec<SystemTime>> = BTreeMap::new();
+        for event in self.events()? {
+            let at: MicroTime = serde_json::from_value(event["requestReceivedTimestamp"].clone())?;
+            let at = SystemTime::from(at.0);
+            if at >= from {
+                moments
+                    .entry(text(&event, "/objectRef/resource"))
+                    .or_default()
+                    .push(at);
+            }
+        }
+        Ok(moments)
     }
 
     /// One line for people.
@@ -86,4 +114,9 @@ rules:
         }
         Ok(())
     }
+}
+
+fn text(event: &Value, pointer: &str) -> String {
+    let value = event.pointer(pointer).and_then(Value::as_str);
+    value.unwrap_or_default().to_owned()
 }

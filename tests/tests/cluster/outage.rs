@@ -9,9 +9,8 @@ use agent_common::Reason;
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
 use tests::controlplane::ControlPlane;
 use tests::lab::traffic::Outcome;
@@ -19,6 +18,8 @@ use tests::lab::traffic::held::{Held, HoldPlan};
 
 use crate::audit::Audit;
 use crate::changes::relabel;
+use crate::scrape;
+use crate::withdrawn::withdraw;
 use crate::world::{ELSEWHERE, PORT, World, rbac, service};
 
 /// Kinds that the agent follows.
@@ -40,8 +41,38 @@ spec:
   ingress: [{ from: [{ namespaceSelector: {}, podSelector: { matchLabels: { role: tool } } }] }]
 ";
 
+/// Connections of before, which no trouble of a source concerns.
+pub(crate) struct Lasting(Held);
+
+impl Lasting {
+    /// Two to a service.
+    pub(crate) async fn start(world: &World) -> Result<Self> {
+        let [web, _] = world.addresses("web").await?;
+        let mut plan = HoldPlan::new((web, PORT).into(), 2);
+        plan.deadline = HELD_DEADLINE;
+        Ok(Self(Held::start(world.client.netns(), plan)?))
+    }
+
+    /// None has failed, and they go on.
+    pub(crate) fn check(&self, world: &World) -> Result<()> {
+        let before = self.0.rounds();
+        world.eventually("connections of before", || {
+            ensure!(self.0.failed() == 0, "failed: {:?}", self.0.connections());
+            ensure!(self.0.rounds() > before, "they stand still");
+            Ok(())
+        })
+    }
+}
+
 /// The agent is cut off, the cluster changes, the server is away altogether and comes back without its history.
-pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> Result<()> {
+///
+/// Away for some seconds, not for minutes: longer than the first waits of the backoff, and until its end nothing else ends a wait. How the
+/// waits grow, to a minute at most, a unit test shows with a clock of its own; what is in force has no clock that could run out.
+pub(crate) async fn server_gone(
+    plane: &mut ControlPlane,
+    world: &mut World,
+    held: &Lasting,
+) -> Result<()> {
     let cluster = world.cluster.clone();
     let (brief, lasting) = (service("brief", "app: web"), service("lasting", "app: web"));
     cluster.apply(&brief).await?;
@@ -50,16 +81,9 @@ pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> 
         world.addresses("brief").await?,
         world.addresses("lasting").await?,
     );
-    let (target, web) = (
-        world.addresses("target").await?,
-        world.addresses("web").await?,
-    );
+    let target = world.addresses("target").await?;
     world.allowed("a service before the outage", &world.client, &brief_at)?;
     world.allowed("another before the outage", &world.client, &lasting_at)?;
-    let mut plan = HoldPlan::new((web[0], PORT).into(), 2);
-    plan.deadline = HELD_DEADLINE;
-    let held = Held::start(world.client.netns(), plan)?;
-
     cut(world, plane.server().ip())?;
     let status = world.wait_status("every kind stale", |status| stale(status).len() == KINDS)?;
     let since = stale(&status);
@@ -115,6 +139,7 @@ pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> 
         later[0]["reason"], later[0]["stale_since"]
     );
 
+    let writes = scrape::writes(world)?;
     plane.start_apiserver().await?;
     plane.restart_controller_manager().await?;
     world.wait_status("no kind stale", |status| stale(status).is_empty())?;
@@ -144,13 +169,10 @@ pub(crate) async fn server_gone(plane: &mut ControlPlane, world: &mut World) -> 
         lost > 0,
         "the server's history was not lost: the recovery was none"
     );
+    let writes = scrape::writes(world)? - writes;
+    println!("after the outage: {writes} map writes");
     // What the outage did not touch went on.
-    let before = held.rounds();
-    world.eventually("a connection from before the outage", || {
-        ensure!(held.failed() == 0, "it failed: {:?}", held.connections());
-        ensure!(held.rounds() > before, "it stands still");
-        Ok(())
-    })?;
+    held.check(world)?;
 
     // And back, by the same watches.
     relabel(world, "stranger").await?;
@@ -174,24 +196,7 @@ pub(crate) async fn forbidden(world: &mut World, audit: &Audit, kubeconfig: &Pat
         world.addresses("target").await?,
         world.addresses("fresh").await?,
     );
-    let roles: Api<ClusterRole> = Api::all(cluster.client());
-    let mut rules = roles.get("sluice").await?.rules.unwrap_or_default();
-    let all = rules.len();
-    rules.retain(|rule| {
-        !rule
-            .resources
-            .iter()
-            .flatten()
-            .any(|r| r == "networkpolicies")
-    });
-    ensure!(
-        rules.len() + 1 == all,
-        "deploy/rbac.yaml has no rule of its own for policies"
-    );
-    let patch = json!({ "rules": rules });
-    roles
-        .patch("sluice", &PatchParams::default(), &Patch::Merge(&patch))
-        .await?;
+    withdraw(&cluster, "networkpolicies").await?;
 
     let slices: Api<EndpointSlice> = Api::namespaced(cluster.client(), ELSEWHERE);
     let many = (0..MANY).map(|number| create_slice(&slices, number));
@@ -319,6 +324,13 @@ fn synced(status: &Value) -> usize {
 fn cut(world: &World, server: IpAddr) -> Result<()> {
     let netns = world.node.netns();
     netns.ip(&format!("route add prohibit {server}/32"))?;
+    disconnect(world, server)
+}
+
+/// Ends the connections between the node and the server, at both ends at once; others may be opened. What stands between them and
+/// is replaced does that.
+pub(crate) fn disconnect(world: &World, server: IpAddr) -> Result<()> {
+    let netns = world.node.netns();
     let killed = netns.run(|| {
         Command::new("ss")
             .args(["--kill", "--tcp", "dst", &server.to_string()])

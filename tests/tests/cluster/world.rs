@@ -15,6 +15,8 @@ use tests::lab::node::Node;
 use tests::lab::pod::{Pod, PodSpec};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
 
+use crate::scrape;
+
 /// The namespace of nearly everything.
 pub(crate) const NAMESPACE: &str = "shop";
 /// The namespace of the one pod that is elsewhere.
@@ -221,11 +223,18 @@ spec:
 
     /// Starts the agent without waiting for it.
     pub(crate) fn launch_agent(&mut self, kubeconfig: &std::path::Path) -> Result<()> {
-        let plan = AgentPlan::new(&self.node, Source::Kubeconfig(kubeconfig.to_owned()))?;
+        let plan = AgentPlan::new(&self.node, Source::Kubeconfig(kubeconfig.to_owned()))?
+            .arg(&format!("--metrics-address={}", scrape::ADDRESS));
         // The old one, if there is one, is killed first.
         self.agent = None;
         self.agent = Some(Agent::launch(&self.node, plan)?);
         Ok(())
+    }
+
+    /// Starts the agent anew and waits until it is ready: one that has lost the server a few times in two minutes asks for it ever less.
+    pub(crate) fn fresh_agent(&mut self, kubeconfig: &std::path::Path) -> Result<()> {
+        self.launch_agent(kubeconfig)?;
+        self.wait_ready()
     }
 
     /// Waits until the agent is ready.
@@ -235,7 +244,7 @@ spec:
 
     /// Waits until `sluice status` is as `wanted` says, and gives it.
     pub(crate) fn wait_status(
-        &mut self,
+        &self,
         what: &str,
         wanted: impl Fn(&serde_json::Value) -> bool,
     ) -> Result<serde_json::Value> {

@@ -366,6 +366,7 @@ pub(crate) fn summary() -> Summary {
             duration: Duration::from_micros(1_250),
             writes: 34,
         }),
+        writes: 1_234,
         attached: vec![
             attached(cgroup, hook::SOCKET, AttachMode::Cgroup),
             attached(uplink, hook::FROM_UPLINK, AttachMode::Tcx),

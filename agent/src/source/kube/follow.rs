@@ -14,6 +14,7 @@ use futures::StreamExt;
 use kube::Resource;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::core::{DeserializeGuard, ResourceExt};
+use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::DefaultBackoff;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
@@ -38,6 +39,9 @@ const SHORT: Duration = Duration::from_secs(1);
 /// A watch that the server ended before its time is opened again within this, at random: the server is being restarted, and every
 /// agent of the cluster was told so at the same moment.
 const SPREAD: Duration = Duration::from_secs(1);
+/// A kind that was followed for so long, the longest wait of the backoff before its jitter, has earned short waits again. Else what ends
+/// connections now and then, and oftener than in the two minutes in which the backoff forgets, would make waits grow for ever.
+const FOLLOWED_WELL: Duration = Duration::from_secs(30);
 /// The longest wait for a page of a list, or for a watch to open: a server that takes the connection and then says nothing
 /// would hold the agent for ever. The server's own limit is the same (`--request-timeout`).
 const ANSWER: Duration = Duration::from_secs(60);
@@ -94,7 +98,6 @@ where
     let mut follower = Follower::<K>::new(access, events).await;
     // 0.8 to 30 s, and up to twice that at random; two quiet minutes take it back to the start.
     let mut backoff = DefaultBackoff::default();
-    let mut next = move || backoff.next().unwrap_or(SHORT);
     let mut recoveries = follower.access.recoveries();
     // Another kind's recovery ended the last wait: it ends no second one.
     let mut woken = false;
@@ -104,7 +107,7 @@ where
         recoveries.mark_unchanged();
         let mut hopes = false;
         let wait = match follower.step().await {
-            Ok(_) if began.elapsed() < SHORT => next(),
+            Ok(_) if began.elapsed() < SHORT => next(&mut backoff),
             Ok(End::Server)
                 if began.elapsed() < Duration::from_secs(WATCH_SECONDS.start.into()) =>
             {
@@ -130,11 +133,14 @@ where
                 if follower.stale(failure).await.is_err() {
                     return;
                 }
-                next()
+                next(&mut backoff)
             }
             Err(Pause::Failed(failure)) => {
                 if follower.at_once(&failure) {
                     continue;
+                }
+                if follower.was_followed_well() && !crate::mutant::removed("backoff-for-ever") {
+                    backoff.reset();
                 }
                 let asked = failure.trouble.wait.unwrap_or_default().min(ASKED_TO_WAIT);
                 hopes = failure.trouble.refused || failure.trouble.unreached;
@@ -142,7 +148,11 @@ where
                     return;
                 }
                 // On top of it, so that all who were told the same do not come back at the same moment.
-                asked + next()
+                if crate::mutant::removed("deaf-to-retry-after") {
+                    next(&mut backoff)
+                } else {
+                    asked + next(&mut backoff)
+                }
             }
         };
         woken = tokio::select! {
@@ -152,6 +162,14 @@ where
                 true
             }
         };
+    }
+}
+
+/// How long to wait before the next attempt.
+fn next(backoff: &mut DefaultBackoff) -> Duration {
+    match backoff.next() {
+        Some(wait) if !crate::mutant::removed("backoff-all-alike") => wait,
+        _ => SHORT,
     }
 }
 
@@ -165,6 +183,8 @@ struct Follower<K> {
     version: Option<String>,
     /// The place in the history was lost, and no watch has told anything since.
     displaced: bool,
+    /// Since when the server tells what happens, without a failure.
+    followed: Option<Instant>,
     /// Since when the source is lost, and why.
     failed: Option<(SystemTime, String)>,
     /// When the server was last heard, where the last watch went silent.
@@ -189,6 +209,7 @@ where
             known: Known::new(K::KIND),
             version: None,
             displaced: false,
+            followed: None,
             failed: None,
             heard: None,
             renew: None,
@@ -308,8 +329,15 @@ where
         if self.failed.take().is_some() {
             self.access.recovered();
         }
+        self.followed.get_or_insert_with(Instant::now);
         self.heard = None;
         self.renewed = false;
+    }
+
+    /// Asked at a failure: whether all was well for long before it.
+    fn was_followed_well(&mut self) -> bool {
+        let since = self.followed.take();
+        since.is_some_and(|since| since.elapsed() >= FOLLOWED_WELL)
     }
 
     /// The next watch begins behind this. (A lone event without a version leaves the place where it is.)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::super::{ANSWER, ASKED_TO_WAIT, SILENT, SPREAD, WATCH_SECONDS};
+use super::super::{ANSWER, ASKED_TO_WAIT, FOLLOWED_WELL, SILENT, SPREAD, WATCH_SECONDS};
 use super::fake::Fake;
 
 /// The first wait of the backoff and its jitter: client-go's 800 ms, and up to as much again.
@@ -100,6 +100,37 @@ async fn agents_that_lost_the_server_together_do_not_come_back_together() {
     waits.sort_unstable();
     waits.dedup();
     assert!(waits.len() > 4, "{waits:?}");
+}
+
+/// What ends connections every minute makes nobody wait longer than what ends one: the waits grow where the server cannot be followed.
+#[tokio::test(start_paused = true)]
+async fn connections_that_break_now_and_then_are_opened_again_soon() {
+    let (mut fake, mut watch) = Fake::synced(&["a"]).await;
+    for _ in 0..8 {
+        for version in ["6", "7"] {
+            tokio::time::sleep(FOLLOWED_WELL / 2).await;
+            watch.bookmark(version);
+        }
+        tokio::task::yield_now().await;
+        watch.breaks();
+        let told = fake.told(1).await;
+        assert!(told[0].starts_with("stale: "), "{told:?}");
+        let (ask, waited) = fake.asked_after().await;
+        assert!(FIRST.contains(&waited), "{waited:?}");
+        watch = ask.watch();
+        assert_eq!(fake.told(1).await, ["synced"]);
+    }
+    // One that breaks at once is none that was followed well.
+    let mut longest = Duration::ZERO;
+    for _ in 0..4 {
+        watch.breaks();
+        fake.told(1).await;
+        let (ask, waited) = fake.asked_after().await;
+        longest = longest.max(waited);
+        watch = ask.watch();
+        assert_eq!(fake.told(1).await, ["synced"]);
+    }
+    assert!(longest >= FIRST.start * 4, "{longest:?}");
 }
 
 /// The first kind that gets through shows the way to the others.
