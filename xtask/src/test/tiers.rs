@@ -128,7 +128,7 @@ pub(crate) const TIERS: &[Tier] = &[
     root(
         "load",
         "what changes cost the traffic that stands, with the machine to itself",
-        &["--package", "tests", "--test", "load"],
+        target!("load"),
         1,
         &[Need::Lab],
         5,
