@@ -311,6 +311,10 @@ impl Builder<'_> {
                     if entry.slot != agent_common::NO_ADDRESS_SLOT {
                         needs.push(Item::Pod(entry.slot.into()));
                     }
+                    if entered {
+                        // Else the pod's sets would be in force and not know of whom they speak.
+                        needs.push(Item::Peers);
+                    }
                     let list = if entry.identity >= STAGED_IDENTITIES {
                         &mut self.phases.staged
                     } else if entered {
