@@ -128,6 +128,14 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    const fn new(cluster: &'a Cluster, local: &'a Local, options: &'a Options) -> Self {
+        Self {
+            cluster,
+            options,
+            local,
+        }
+    }
+
     /// What a pod's policies of one direction say of a connection with a peer, by protocol and destination's port.
     fn judge_one(
         &self,
@@ -424,11 +432,7 @@ pub fn egress(
     protocol: u8,
     port: u16,
 ) -> Answer {
-    let view = View {
-        cluster,
-        options,
-        local,
-    };
+    let view = View::new(cluster, local, options);
     view.judge_one(pod, Direction::Egress, destination, (protocol, port))
 }
 
@@ -442,21 +446,13 @@ pub fn ingress(
     protocol: u8,
     port: u16,
 ) -> Answer {
-    let view = View {
-        cluster,
-        options,
-        local,
-    };
+    let view = View::new(cluster, local, options);
     view.judge_one(pod, Direction::Ingress, source, (protocol, port))
 }
 
 /// What this node says of a connection.
 pub fn verdict(cluster: &Cluster, local: &Local, options: &Options, flow: &Flow) -> Verdicts {
-    let view = View {
-        cluster,
-        options,
-        local,
-    };
+    let view = View::new(cluster, local, options);
     let exempt = |why| Verdicts {
         egress: Answer::open(By::Exempt(why)),
         ingress: Answer::open(By::Exempt(why)),
