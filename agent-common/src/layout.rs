@@ -262,6 +262,7 @@ const CURRENT: &[MapLayout] = &[
             flags,
             mac,
             host_mac,
+            namespace,
             _zero
         }),
     },

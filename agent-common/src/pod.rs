@@ -35,8 +35,10 @@ pub struct Pod {
     pub mac: [u8; 6],
     /// MAC of the host's side, the source of what is delivered by redirect.
     pub host_mac: [u8; 6],
+    /// The number by which the host's network namespace knows the pod's, plus one: where its sockets are. 0: not known.
+    pub namespace: u32,
     /// Always zero.
-    pub _zero: [u8; 8],
+    pub _zero: [u8; 4],
 }
 
 /// Value of `links`, key is the interface index.

@@ -120,9 +120,16 @@ pub fn judged(flow: &Flow, ifindex: u32) -> bool {
     if crate::mutant::removed!("no-epoch") {
         return true;
     }
-    // Policy applies neither to a pod that talks to itself nor to what this host opens.
-    if flow.flags & (flow_flag::SELF | flow_flag::HOST) != 0 {
+    // Policy does not apply to what this host opens.
+    if flow.flags & flow_flag::HOST != 0 {
         return true;
+    }
+    // Nor to a pod that talks to itself, as long as it is the pod that it was: its link may have gone down and come up under another slot,
+    // and the one that the flow leads to be another pod's by now.
+    if flow.flags & flow_flag::SELF != 0 {
+        let same = flow.opener == flow.responder
+            && matches!(pod(flow.opener), Some(pod) if pod.ifindex == ifindex);
+        return same || crate::mutant::removed!("self-anywhere");
     }
     let reply = flow.flags & flow_flag::REPLY != 0;
     if flow.opener != NO_SLOT {

@@ -1,5 +1,7 @@
 //! Making a flow.
 
+use core::ffi::c_void;
+
 use agent_common::{
     Address, Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
     lookup::Tables, path, pod_flag,
@@ -11,6 +13,7 @@ use crate::{
     nat::set_deltas,
     policy::{judge, slot_of},
     report::{count, count_many, event, now},
+    role::{role, role_of},
     service::{choose, own},
     tables::{Maps, pod},
     work::Work,
@@ -172,17 +175,24 @@ fn own_reply(work: &Work) -> bool {
 }
 
 /// Takes up the middle of a TCP connection that nothing knows: in the orientation in which both ends' policies allow it, the
-/// packet's own first. `ifindex` is where the packet enters, `other` where the other end's packets do.
+/// packet's own first; but in one only where the pod's own sockets say which it is. `ctx` is the program's context, `ifindex` where the
+/// packet enters.
 #[inline(never)]
-pub fn midstream(work: &mut Work, ifindex: u32) -> u32 {
+pub fn midstream(ctx: *mut c_void, work: &mut Work, ifindex: u32) -> u32 {
+    let role = role_of(ctx, work);
+    let own = (role == role::RESPONDER) == (work.here_responds != 0);
     work.flags |= flow_flag::MIDSTREAM;
     work.forward_key = work.tuple;
-    if let Opened::Yes = open(work, ifindex) {
-        count(Count::MidstreamAdmitted);
-        return 0;
-    }
-    if work.reason != Reason::PolicyEgress as u32 && work.reason != Reason::PolicyIngress as u32 {
-        return work.reason;
+    if role == role::UNKNOWN || own {
+        if let Opened::Yes = open(work, ifindex) {
+            count(Count::MidstreamAdmitted);
+            return 0;
+        }
+        let denied = work.reason == Reason::PolicyEgress as u32
+            || work.reason == Reason::PolicyIngress as u32;
+        if role != role::UNKNOWN || !denied {
+            return work.reason;
+        }
     }
     work.forward_key = work.tuple.reversed();
     work.here_responds ^= 1;
@@ -203,7 +213,10 @@ pub fn midstream(work: &mut Work, ifindex: u32) -> u32 {
         count(Count::MidstreamAdmitted);
         return 0;
     }
-    Reason::Midstream as u32
+    if role == role::UNKNOWN || work.reason == 0 {
+        return Reason::Midstream as u32;
+    }
+    work.reason
 }
 
 /// Removes what is left of the flow whose entry was found under `work.tuple` (or its reverse).

@@ -33,6 +33,7 @@ mod packet;
 mod policy;
 mod reject;
 mod report;
+mod role;
 mod service;
 mod socket;
 mod tables;

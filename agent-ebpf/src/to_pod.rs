@@ -2,7 +2,7 @@
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
 use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext, programs::TcContext};
 
 use crate::{
     conntrack::{close, forget, judged, partner, promote, reopens, touch},
@@ -177,7 +177,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         slot => pod(slot).map_or(0, |opener| opener.ifindex),
     };
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
-        let reason = midstream(work, enters);
+        let reason = midstream(ctx.as_ptr(), work, enters);
         if reason != 0 {
             work.reason = reason;
             dropped(ctx, work);

@@ -22,8 +22,8 @@ pub struct PodLink {
     pub pod_mac: Option<[u8; 6]>,
     /// Addresses with a host route to the link.
     pub addresses: BTreeSet<IpAddr>,
-    /// Whether the peer is in another network namespace, so that delivery by peer redirect is possible.
-    pub peer_elsewhere: bool,
+    /// The number by which this network namespace knows the peer's, where that is another: then delivery by peer redirect is possible.
+    pub peer_namespace: Option<u32>,
 }
 
 /// The node's own network state.

@@ -4,6 +4,7 @@
 //! known: the first apply is a diff against what the maps hold, and whatever it does not know goes.
 
 mod drift;
+mod enter;
 mod handle;
 mod intake;
 mod news;
@@ -295,7 +296,8 @@ impl Reconciler {
                 self.compile
                     .update(&self.cluster, &self.local, &changes, local_changed);
         }
-        let delta = std::mem::take(&mut self.compiled.delta);
+        let mut delta = std::mem::take(&mut self.compiled.delta);
+        let entering = self.hold_links(&mut delta, contents.as_ref());
         let datapath = self.datapath.as_mut();
         let (planner, mut applied) = match (&mut self.planner, contents) {
             (Some(planner), _) => {
@@ -320,6 +322,7 @@ impl Reconciler {
         if !self.attached || local_changed || (retried && unattached) {
             self.attach()?;
         }
+        self.enter_links(&entering, &mut applied);
         let unfinished = self.planner.as_ref().is_some_and(Planner::unfinished);
         self.retry = if applied.problems.is_empty() && self.unattached.is_empty() && !unfinished {
             None

@@ -35,6 +35,7 @@ mod agents;
 mod bench;
 mod cast;
 mod churn;
+mod evidence;
 mod expect;
 mod explain;
 mod flow;

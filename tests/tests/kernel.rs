@@ -367,7 +367,7 @@ fn netlink_tells_pods_and_uplinks_as_they_come_and_go() {
                 let pod = first.pods.values().next().unwrap();
                 assert_eq!(pod.name, early.device);
                 assert_eq!(pod.addresses, early.addresses().into());
-                assert!(pod.peer_elsewhere);
+                assert!(pod.peer_namespace.is_some());
                 assert_eq!(
                     first.uplinks.get(&uplink).map(String::as_str),
                     Some(Node::UPLINK)

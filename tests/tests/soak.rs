@@ -19,11 +19,11 @@ fn soak(seconds: u64, seed: u64) -> Result<()> {
 
 /// Also what mutants are run with: it is over sooner, and always throws the same dice.
 #[test]
-fn half_a_minute_of_a_known_seed_is_clean() -> Result<()> {
-    soak(30, 4)
+fn a_quarter_of_a_minute_of_a_known_seed_is_clean() -> Result<()> {
+    soak(15, 4)
 }
 
 #[test]
-fn a_minute_and_a_half_of_a_new_seed_is_clean() -> Result<()> {
-    soak(90, soak::fresh_seed())
+fn the_rest_of_two_minutes_of_a_new_seed_is_clean() -> Result<()> {
+    soak(105, soak::fresh_seed())
 }

@@ -82,12 +82,37 @@ const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
     )
 }
 
-/// Every mutant.
+/// Two nodes under random changes, kills and traffic, with dice that are always the same.
+const fn soak(name: &'static str, removes: &'static str) -> Mutant {
+    root(
+        name,
+        removes,
+        target!("soak"),
+        "a_quarter_of_a_minute_of_a_known_seed_is_clean",
+    )
+}
+
+/// Every mutant. One that must be caught in two ways has two rows.
 pub(crate) const MUTANTS: &[Mutant] = &[
     packets(
         "redirect-without-ingress",
         "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
         "policy::ingress_is_judged_before_a_redirect",
+    ),
+    // What shows that the soak finds anything: `cargo xtask soak --break=redirect-without-ingress`.
+    soak(
+        "redirect-without-ingress",
+        "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
+    ),
+    packets(
+        "successor-opens",
+        "agent-ebpf/src/from_pod.rs: an answer stays one when another pod took the place of the one that was asked",
+        "unknown::a_pod_that_took_anothers_place_answers_its_flows_and_opens_none_by_that",
+    ),
+    packets(
+        "self-anywhere",
+        "agent-ebpf/src/conntrack.rs: a pod's flow to itself is looked at again when the pod's slot is another",
+        "unknown::a_pod_that_comes_back_in_another_slot_still_reaches_itself_through_its_service",
     ),
     packets(
         "no-epoch",
@@ -118,6 +143,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "turning-pool",
         "agent/src/plan/steps/services.rs: a service's pool that stays when the service turns to its local endpoints, or back",
         "plan::tests::services::every_write_leaves_the_old_answer_or_the_new",
+    ),
+    unit(
+        "port-at-restart",
+        "agent/src/plan/restore.rs: a service's pool that is found again at a start although the service's port is another",
+        "plan::tests::moved::a_service_that_changes_its_port_between_two_agents_keeps_its_backends",
     ),
     unit(
         "no-epoch-raise",
@@ -155,6 +185,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "reuse-while-pointed",
         "agent/src/compile/binding.rs: the rest of numbers that something may still point to because a write failed",
         "plan::tests::faults::changes_under_a_fault_that_lasts_are_never_torn_and_made_good_when_it_ends",
+    ),
+    unit(
+        "links-first",
+        "agent/src/reconcile/enter.rs: a new link's element, which waits until both its programs are attached",
+        "reconcile::tests::a_link_leads_to_its_pod_when_both_its_programs_are_attached",
     ),
     unit(
         "prune-before-sync",
@@ -210,6 +245,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "empty-file-counts",
         "agent/src/source/manifests/files.rs: an emptied file as a broken one",
         "source::manifests::tests::outage::an_emptied_file_is_a_broken_one",
+    ),
+    lab(
+        "either-end",
+        "agent-ebpf/src/role.rs: which end opened a connection that nobody saw, told by the pod's sockets",
+        "late::who_opened_a_connection_that_nobody_saw_is_told_by_the_pods_sockets",
     ),
     lab(
         "full-disk-counts",

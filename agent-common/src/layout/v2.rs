@@ -50,7 +50,7 @@ const SOCKET: Record = packed!(
 );
 
 const POD: Record = packed!(
-    egress 8, ingress 8, epoch 4, ifindex 4, flags 4, mac 6, host_mac 6, _zero 8,
+    egress 8, ingress 8, epoch 4, ifindex 4, flags 4, mac 6, host_mac 6, namespace 4, _zero 4,
 );
 
 const LINK: Record = packed!(slot 4, _zero 4);

@@ -292,7 +292,7 @@ impl Enforcement {
             if link.pod.as_ref().is_some_and(|pod| pod.any_source) {
                 flags |= pod_flag::ANY_SOURCE;
             }
-            if link.link.peer_elsewhere && link.link.pod_mac.is_some() {
+            if link.link.peer_namespace.is_some() && link.link.pod_mac.is_some() {
                 flags |= pod_flag::REDIRECT;
             }
             let spec = PodSpec {
@@ -303,7 +303,11 @@ impl Enforcement {
                 flags,
                 mac: link.link.pod_mac.unwrap_or_default(),
                 host_mac: link.link.host_mac,
-                _zero: [0; 8],
+                namespace: link
+                    .link
+                    .peer_namespace
+                    .map_or(0, |id| id.saturating_add(1)),
+                _zero: [0; 4],
             };
             if link.spec != Some(spec) {
                 link.spec = Some(spec);

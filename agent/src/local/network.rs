@@ -33,7 +33,7 @@ struct Link {
     loopback: bool,
     /// Port of a bridge, bond or the like.
     has_master: bool,
-    peer_elsewhere: bool,
+    peer_namespace: Option<u32>,
 }
 
 /// A route, as far as it matters: what may make a pod's link or an uplink.
@@ -103,14 +103,14 @@ impl Network {
             veth: false,
             loopback: message.header.flags.contains(LinkFlags::Loopback),
             has_master: false,
-            peer_elsewhere: false,
+            peer_namespace: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
                 LinkAttribute::Controller(master) => link.has_master = *master != 0,
-                LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+                LinkAttribute::LinkNetNsId(id) => link.peer_namespace = u32::try_from(*id).ok(),
                 LinkAttribute::LinkInfo(infos) => {
                     link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
@@ -187,7 +187,7 @@ impl Network {
                 host_mac,
                 pod_mac: None,
                 addresses: BTreeSet::new(),
-                peer_elsewhere: link.peer_elsewhere,
+                peer_namespace: link.peer_namespace,
             });
             pod.addresses.insert(address);
             if pod.pod_mac.is_none() {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_common::{backend_state, pod_flag};
+use agent_common::{Address, backend_state, pod_flag};
 
 use super::mirror::Mirror;
 use super::numbers::Numbers;
@@ -72,7 +72,54 @@ fn numbers(maps: &Contents, desired: &Desired, sizes: Sizes) -> BTreeMap<PoolKey
             }
         }
     }
+    if !crate::mutant::removed("port-at-restart") {
+        moved(maps, desired, sizes, &mut taken, &mut numbers);
+    }
     numbers
+}
+
+/// The pools of services whose port is another than when the agent ended: those behind frontends of the same address that nobody wants any
+/// more, where they have most backends in common. A flow that stands keeps its backend whatever its service's port is by now, and it is
+/// the backend's number that tells.
+fn moved(
+    maps: &Contents,
+    desired: &Desired,
+    sizes: Sizes,
+    taken: &mut BTreeSet<u32>,
+    numbers: &mut BTreeMap<PoolKey, u32>,
+) {
+    let mut left: BTreeMap<(Address, u8), Vec<u32>> = BTreeMap::new();
+    for (key, entry) in &maps.services {
+        let valid = entry.pool > 0 && entry.pool < sizes.heads;
+        if valid && !desired.frontends.contains_key(key) {
+            let at = left.entry((key.address, key.protocol)).or_default();
+            at.push(entry.pool);
+        }
+    }
+    for (key, frontend) in &desired.frontends {
+        let Some(pools) = left.get(&(key.address, key.protocol)) else {
+            continue;
+        };
+        let Some(wanted) = desired.pools.get(&frontend.pool) else {
+            continue;
+        };
+        if numbers.contains_key(&frontend.pool) {
+            continue;
+        }
+        let shared = |number: u32| {
+            let head = maps.heads.get(&number).copied().unwrap_or_default();
+            let live = pools::read_run(maps, head.first, head.count);
+            let endpoints = live.into_iter().filter_map(|at| pools::endpoint(maps, at));
+            let shared = endpoints.filter(|endpoint| wanted.backends.contains_key(endpoint));
+            (shared.count(), number)
+        };
+        let free = pools.iter().filter(|number| !taken.contains(number));
+        let best = free.map(|number| shared(*number)).max();
+        if let Some((1.., number)) = best {
+            taken.insert(number);
+            numbers.insert(frontend.pool.clone(), number);
+        }
+    }
 }
 
 fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {

@@ -5,6 +5,7 @@ mod concerned;
 mod crash;
 mod epochs;
 mod faults;
+mod moved;
 mod policy;
 mod readers;
 mod scene;

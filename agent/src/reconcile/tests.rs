@@ -1,13 +1,13 @@
 //! The loop over maps in memory, with a compile that knows services only.
 
-use agent_common::{Address, ServiceEntry, ServiceKey, protocol};
+use agent_common::{Address, LinkEntry, Pod, ServiceEntry, ServiceKey, pod_flag, protocol};
 
 use super::*;
 use crate::compile::services::tests::plain;
 use crate::compile::services::{ServiceOptions, Services};
-use crate::datapath::Contents;
 use crate::datapath::faulty::{Fault, Faulty};
 use crate::datapath::memory::{Capacities, Memory};
+use crate::datapath::{Contents, Write};
 use crate::model::{Object, intern};
 
 struct ServicesOnly(Services);
@@ -118,6 +118,107 @@ async fn nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again
         let state = handle.state().await.unwrap();
         let keys: Vec<_> = state.contents.services.keys().copied().collect();
         assert_eq!(keys, [key(1)]);
+        drop(events);
+    };
+    let (ended, ()) = tokio::join!(running, test);
+    ended.unwrap();
+}
+
+type Steps = Arc<std::sync::Mutex<Vec<String>>>;
+
+/// Maps in memory that note what is written of pods.
+struct Noted(Memory, Steps);
+
+impl Datapath for Noted {
+    fn write(&mut self, write: &Write) -> Result<(), DatapathError> {
+        let step = match write {
+            Write::Pod(slot, _) => Some(format!("pod {slot}")),
+            Write::Link(ifindex, Some(entry)) => Some(format!("link {ifindex} to {}", entry.slot)),
+            Write::Link(ifindex, None) => Some(format!("link {ifindex} to nobody")),
+            _ => None,
+        };
+        self.1.lock().unwrap().extend(step);
+        self.0.write(write)
+    }
+
+    fn grace(&mut self) -> Result<(), DatapathError> {
+        self.0.grace()
+    }
+
+    fn contents(&self) -> Result<Contents, DatapathError> {
+        self.0.contents()
+    }
+}
+
+impl Attach for Steps {
+    fn attach(
+        &mut self,
+        _local: &Local,
+    ) -> Result<Vec<Problem>, Box<dyn std::error::Error + Send + Sync>> {
+        self.lock().unwrap().push("attached".to_owned());
+        Ok(Vec::new())
+    }
+}
+
+/// A pod in slot 1 whose link has one index, and with the second change another pod in slot 2 with the same.
+struct OnePod(u32);
+
+impl Compile for OnePod {
+    fn update(&mut self, _: &Cluster, _: &Local, _: &[Change], _: bool) -> Compiled {
+        self.0 += 1;
+        let (slot, ifindex) = (self.0, 7);
+        let pod = Pod {
+            ifindex,
+            flags: pod_flag::USED,
+            ..Pod::default()
+        };
+        let mut compiled = Compiled::default();
+        compiled.delta.pods.insert(slot, Some(pod));
+        compiled.delta.pods.insert(slot - 1, None);
+        let entry = LinkEntry { slot, _zero: 0 };
+        compiled.delta.links.insert(ifindex, Some(entry));
+        compiled
+    }
+
+    fn hold(&mut self, _hold: bool) {}
+
+    fn adopt(&mut self, _contents: &Contents) {}
+
+    fn rules(&self) -> BTreeMap<u32, RuleName> {
+        BTreeMap::new()
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_link_leads_to_its_pod_when_both_its_programs_are_attached() {
+    let steps = Steps::default();
+    let memory = Memory::with(Contents::default(), Capacities::default());
+    let (reconciler, mut handle) = Reconciler::new(
+        Box::new(OnePod(0)),
+        Box::new(Noted(memory, Arc::clone(&steps))),
+        &[Kind::Service],
+        Box::new(Arc::clone(&steps)),
+        intern("n0"),
+    );
+    let (events, received) = mpsc::channel(16);
+    let (local, told) = watch::channel(Some(Arc::new(Local::default())));
+    let running = reconciler.run(received, told);
+    let test = async move {
+        events.send(Event::Synced(Kind::Service)).await.unwrap();
+        handle.ready.wait_for(|ready| *ready).await.unwrap();
+        let snapshots = &mut handle.snapshots;
+        snapshots.wait_for(|s| s.counts.applies == 1).await.unwrap();
+        let first = std::mem::take(&mut *steps.lock().unwrap());
+        assert_eq!(first, ["pod 1", "attached", "link 7 to 1"]);
+        let mut other = Local::default();
+        other.uplinks.insert(2, "eth0".to_owned());
+        local.send(Some(Arc::new(other))).unwrap();
+        snapshots.wait_for(|s| s.counts.applies == 2).await.unwrap();
+        let second = std::mem::take(&mut *steps.lock().unwrap());
+        let place = |step: &str| second.iter().position(|s| s == step).unwrap();
+        assert!(place("link 7 to nobody") < place("attached"), "{second:?}");
+        assert!(place("pod 2") < place("attached"), "{second:?}");
+        assert!(place("attached") < place("link 7 to 2"), "{second:?}");
         drop(events);
     };
     let (ended, ()) = tokio::join!(running, test);

@@ -157,8 +157,19 @@ impl Pinned {
     /// # Errors
     /// The map is not there.
     pub fn flows(&self) -> Result<Vec<(Tuple, Flow)>> {
-        let flows: HashMap<_, Tuple, Flow> =
-            HashMap::try_from(Map::LruHashMap(self.open("conntrack")?))?;
+        self.flows_in("conntrack")
+    }
+
+    /// The same of those that were not, or that stay with them because their pod holds its share.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn unreplied(&self) -> Result<Vec<(Tuple, Flow)>> {
+        self.flows_in("unreplied")
+    }
+
+    fn flows_in(&self, map: &str) -> Result<Vec<(Tuple, Flow)>> {
+        let flows: HashMap<_, Tuple, Flow> = HashMap::try_from(Map::LruHashMap(self.open(map)?))?;
         Ok(flows.iter().filter_map(Result::ok).collect())
     }
 

@@ -78,7 +78,7 @@ fn local(text: &str) -> Result<Local> {
             host_mac: [2, 0, 0, 0, 0, last],
             pod_mac: Some([2, 0, 0, 0, 1, last]),
             addresses: link.addresses,
-            peer_elsewhere: true,
+            peer_namespace: Some(0),
         };
         (link.ifindex, pod)
     });

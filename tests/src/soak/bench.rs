@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::cast::Shared;
+use super::evidence::entries;
 use super::explain::explain;
 use super::flow::{Done, Kind};
 use super::history::{GRACE, History};
@@ -173,6 +174,11 @@ impl Bench {
         } else if let Outcome::Answered { by, .. } = &done.outcome {
             ends.push(by.clone());
         }
+        let behind = lock(&self.history).current().and_then(|state| {
+            let plugged = state.links.get(&done.flow.to.ip())?;
+            Some(plugged.server.to_string())
+        });
+        ends.extend(behind);
         let from = done.began.checked_sub(GRACE).unwrap_or(done.began);
         {
             let history = lock(&self.history);
@@ -206,6 +212,7 @@ impl Bench {
         for (asked, drops) in self.agents.iter().zip(self.drops()) {
             lines.push(format!("drops on {}: {drops:?}", asked.name));
             lines.extend(self.events(asked, done));
+            lines.extend(entries(asked, done));
         }
         println!("{}", lines.join("\n    "));
     }

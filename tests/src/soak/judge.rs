@@ -132,9 +132,12 @@ fn round(history: &History, done: &Done, backend: std::net::SocketAddr, server: 
     }
 }
 
-/// Whether a connection that is opened now can only be answered.
-pub(super) fn must_be_answered(history: &History, flow: &super::flow::Flow) -> bool {
-    let now = Instant::now();
-    let expected: Expected = Window::new(history, now, now).expected(flow, false);
+/// Whether a connection that is opened at this moment, which is now, can only be answered.
+pub(super) fn must_be_answered(
+    history: &History,
+    flow: &super::flow::Flow,
+    begun: Instant,
+) -> bool {
+    let expected: Expected = Window::new(history, begun, begun).expected(flow, false);
     !expected.silence && !expected.refusal
 }

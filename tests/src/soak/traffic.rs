@@ -8,7 +8,7 @@ mod stream;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -82,8 +82,10 @@ impl Context {
         }
     }
 
-    fn patience(&self, flow: &Flow) -> Duration {
-        if must_be_answered(&lock(&self.history), flow) {
+    /// How long a connection that begins at this moment waits for its answer. It is the moment by which it is judged too: whoever is
+    /// told to be impatient, because an older state may still deny it, is judged by that state with the rest.
+    fn patience(&self, flow: &Flow, begun: Instant) -> Duration {
+        if must_be_answered(&lock(&self.history), flow, begun) {
             PATIENT
         } else {
             IMPATIENT

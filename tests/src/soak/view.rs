@@ -68,7 +68,7 @@ impl PolicyView {
                     host_mac: [0; 6],
                     pod_mac: None,
                     addresses: [].into(),
-                    peer_elsewhere: true,
+                    peer_namespace: Some(0),
                 });
                 link.addresses.insert(*ip);
             }

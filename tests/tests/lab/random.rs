@@ -255,7 +255,7 @@ fn local(scene: &Scene) -> Local {
                 host_mac: [0; 6],
                 pod_mac: None,
                 addresses: BTreeSet::from(actor.pod.addresses()),
-                peer_elsewhere: true,
+                peer_namespace: Some(0),
             },
         );
     }

@@ -1,7 +1,7 @@
 //! Pods whose address nobody knows for a while: its route went away with a link that went down, or the agent was just
 //! starting. Their link tells whose policy holds.
 
-use agent_common::{Count, GROUP_ANY, NO_SLOT, Reason, hook, pod_flag, set_flag};
+use agent_common::{Count, Flow, GROUP_ANY, NO_SLOT, Reason, flow_flag, hook, pod_flag, set_flag};
 use tests::packet::address::at;
 use tests::packet::build::Packet;
 use tests::packet::flows::tuple;
@@ -105,6 +105,57 @@ rows! {
         w.from_pod(&b, &back).dropped(hook::FROM_POD, Reason::PolicyIngress);
         w.from_pod(&a, &there).passes_untouched();
         w.to_pod(&b, Via::Pod(&a), &there).dropped(hook::TO_POD, Reason::PolicyIngress);
+    }
+
+    // Datagrams go on to an address that another pod has by now; so does what is judged: what it takes, not what it may open.
+    BOTH a_pod_that_took_anothers_place_answers_its_flows_and_opens_none_by_that(w) {
+        let (a, b, c) = (w.pod(1), w.pod(2), w.pod(3));
+        let far = at(w.family.outside(1), 40000);
+        let clients = [(a.at(40000), Via::Pod(&a)), (far, Via::Uplink)];
+        for (client, via) in clients {
+            w.to_pod(&b, via, &Packet::udp(client, b.at(53))).passes();
+            w.from_pod(&b, &Packet::udp(b.at(53), client));
+            assert!(w.answered(17, client, b.at(53)).is_some());
+        }
+        w.detach(&b);
+        w.move_address(b.address, &c);
+        w.isolate_egress(&c, SET);
+        w.raise_epoch(&c);
+        for (client, via) in clients {
+            w.to_pod(&c, via, &Packet::udp(client, b.at(53))).passes();
+            w.from_pod(&c, &Packet::udp(b.at(53), client)).counted(Count::FlowCreated, 0);
+            let entry = w.answered(17, b.at(53), client).unwrap();
+            assert_eq!((entry.flags & flow_flag::REPLY, entry.responder), (flow_flag::REPLY, c.slot));
+        }
+        w.isolate_ingress(&c, SET + 1);
+        w.raise_epoch(&c);
+        for (client, via) in clients {
+            w.to_pod(&c, via, &Packet::udp(client, b.at(53))).dropped(hook::TO_POD, Reason::PolicyIngress);
+            w.from_pod(&c, &Packet::udp(b.at(53), client)).dropped(hook::FROM_POD, Reason::PolicyIngress);
+        }
+    }
+
+    BOTH a_pod_that_comes_back_in_another_slot_still_reaches_itself_through_its_service(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 80);
+        w.service(vip, 6, &[a.at(8080)]);
+        let hairpin = at(vip.ip(), 40000);
+        w.from_pod(&a, &Packet::syn(a.at(40000), vip)).delivered_to(&a).shows(hairpin, a.at(8080));
+        w.from_pod(&a, &Packet::syn_ack(a.at(8080), hairpin)).delivered_to(&a).shows(vip, a.at(40000));
+        // The link went down and came up, and the slot that the pod had then is another's.
+        for (from, to) in [(a.at(40000), vip), (a.at(8080), hairpin)] {
+            let entry = w.answered(6, from, to).unwrap();
+            let there = Flow { opener: b.slot, responder: b.slot, deliver: b.slot, ..entry };
+            w.plant(tuple(6, from, to), there);
+        }
+        for _ in 0..2 {
+            w.from_pod(&a, &Packet::ack(a.at(40000), vip)).delivered_to(&a).shows(hairpin, a.at(8080));
+            w.from_pod(&a, &Packet::ack(a.at(8080), hairpin)).delivered_to(&a).shows(vip, a.at(40000));
+        }
+        let entry = w.answered(6, a.at(40000), vip).unwrap();
+        assert_eq!((entry.opener, entry.responder, entry.deliver), (a.slot, a.slot, a.slot));
+        // As fast as before from then on.
+        w.from_pod(&a, &Packet::ack(a.at(40000), vip)).delivered_to(&a).counted(Count::FlowRejudged, 0);
     }
 
     BOTH the_policy_of_an_unknown_address_is_its_links(w) {

@@ -141,18 +141,14 @@ pub(crate) const TIERS: &[Tier] = &[
         &[Need::Lab],
         5,
     ),
-    // By name until an hour of it is clean: it has found a loss that is not explained yet.
-    Tier {
-        by_name: true,
-        ..root(
-            "soak",
-            "two minutes of random changes, kills and traffic on two nodes, held against the oracle",
-            target!("soak"),
-            1,
-            &[Need::Lab],
-            6,
-        )
-    },
+    root(
+        "soak",
+        "two minutes of random changes, kills and traffic on two nodes, held against the oracle",
+        target!("soak"),
+        1,
+        &[Need::Lab],
+        6,
+    ),
     root(
         "controlplane",
         "the control plane of the cluster tier itself",

@@ -251,7 +251,7 @@ impl World {
                     host_mac: [2, 0, 0, 0, 0, index as u8],
                     pod_mac: (!index.is_multiple_of(3)).then_some([2, 0, 0, 0, 1, index as u8]),
                     addresses,
-                    peer_elsewhere: true,
+                    peer_namespace: Some(0),
                 },
             );
         };

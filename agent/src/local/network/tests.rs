@@ -126,7 +126,7 @@ fn a_pod_is_found_whatever_comes_first() {
     assert_eq!(pod.addresses, BTreeSet::from([POD, POD6]));
     assert_eq!(pod.pod_mac, Some(POD_MAC));
     assert_eq!(pod.host_mac, [2, 0, 0, 0, 1, 7]);
-    assert!(pod.peer_elsewhere);
+    assert!(pod.peer_namespace.is_some());
     // Heap's algorithm would be longer: five rotations and their reversals put each message before and after each other.
     for shift in 0..messages.len() {
         let rotated = || messages.iter().cycle().skip(shift).take(messages.len());

@@ -178,7 +178,7 @@ fn local() -> Local {
         host_mac: [2, 0, 0, 0, 0, 1],
         pod_mac: None,
         addresses: addresses.iter().copied().collect(),
-        peer_elsewhere: true,
+        peer_namespace: Some(0),
     };
     for (_, _, _, _, last) in PODS.iter().filter(|pod| pod.3 == "node-a") {
         let ifindex = u32::from(*last);

@@ -32,8 +32,8 @@ pub(super) enum Answer {
 }
 
 /// Endpoints of a service: number to (state, chosen). None: no service.
-type Shape = Option<BTreeMap<u8, (u8, bool)>>;
-type World = Vec<(Shape, bool)>;
+pub(super) type Shape = Option<BTreeMap<u8, (u8, bool)>>;
+pub(super) type World = Vec<(Shape, bool)>;
 
 fn key(service: u8) -> ServiceKey {
     let address = Address::v4([172, 16, 0, service]);
@@ -58,7 +58,7 @@ fn endpoint(number: u8) -> (IpAddr, u16) {
     (IpAddr::from([10, 0, 0, number]), 8080)
 }
 
-fn desired(world: &World) -> Desired {
+pub(super) fn desired(world: &World) -> Desired {
     let mut all = Desired::default();
     for (service, (shape, drop)) in world.iter().enumerate() {
         let service = service as u8;

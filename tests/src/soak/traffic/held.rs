@@ -18,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(150);
 /// Opens a connection and holds it for so long, or until it fails.
 pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Result<()> {
     let end = Instant::now() + lasts;
-    let patience = context.patience(&flow);
+    let begun = Instant::now();
+    let patience = context.patience(&flow, begun);
     // A socket stays where it was made: no await between these.
     flow.client.netns.enter()?;
     let socket = match flow.to.is_ipv6() {
@@ -26,7 +27,6 @@ pub(super) async fn hold(context: &Context, flow: Flow, lasts: Duration) -> Resu
         false => TcpSocket::new_v4(),
     };
     let socket = socket.context("making a socket")?;
-    let begun = Instant::now();
     let mut began = begun;
     let mut token = context.token('h');
     let tell = |began: Instant, token: &str, kind: Kind, outcome: Outcome| {

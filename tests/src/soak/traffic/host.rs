@@ -43,8 +43,8 @@ pub(in crate::soak) fn keep_asking(
             proto,
             to,
         };
-        let patience = context.patience(&flow);
         let began = Instant::now();
+        let patience = context.patience(&flow, began);
         let outcome = match proto {
             // As resolvers do it: an answer from another address than was asked is no answer.
             Proto::Udp if dice.chance(50) => process.send_to(to, patience)?,

@@ -15,10 +15,10 @@ use crate::soak::flow::{Done, Flow, Kind};
 /// Makes it, and tells what became of it.
 pub(super) async fn make(context: Arc<Context>, flow: Flow) -> Result<()> {
     let token = context.token('r');
-    let patience = context.patience(&flow);
+    let began = Instant::now();
+    let patience = context.patience(&flow, began);
     // A socket stays where it was made: no await between these two.
     flow.client.netns.enter()?;
-    let began = Instant::now();
     let outcome = match Attempt::start(flow.proto, flow.to, None, &token) {
         Err(outcome) => outcome,
         Ok(attempt) => {

@@ -103,6 +103,8 @@ pub(super) fn rows() -> Vec<Row> {
         helper(Func::BPF_FUNC_skb_pull_data, "skb_pull_data", (4, 9)),
         // At the link's header (BPF_ADJ_ROOM_MAC); behind it since 4.13.
         helper(Func::BPF_FUNC_skb_adjust_room, "skb_adjust_room", (5, 2)),
+        helper(Func::BPF_FUNC_sk_release, "sk_release", (4, 20)),
+        helper(Func::BPF_FUNC_skc_lookup_tcp, "skc_lookup_tcp", (5, 2)),
         // In programs of socket addresses; elsewhere since 4.12.
         helper(
             Func::BPF_FUNC_get_socket_cookie,
