@@ -176,7 +176,6 @@ impl Dirty {
         self.groups.append(&mut other.groups);
         self.rules.append(&mut other.rules);
         self.pods.append(&mut other.pods);
-        self.links.append(&mut other.links);
     }
 
     fn add(&mut self, item: Item) {
@@ -270,9 +269,8 @@ impl Planner {
         let addresses = before.addresses.into_keys().map(Item::Address);
         let prefixes = before.prefixes.into_keys().map(Item::Prefix);
         let pods = before.pods.into_keys().map(Item::Pod);
-        let links = before.links.into_keys().map(Item::Link);
-        self.pending.extend(groups.chain(addresses));
-        self.pending.extend(prefixes.chain(pods).chain(links));
+        self.pending
+            .extend(groups.chain(addresses).chain(prefixes).chain(pods));
         self.pending_rules.extend(before.rules.into_keys());
         plan
     }

@@ -373,20 +373,6 @@ impl Stage<'_> {
             if let Some(identity) = self.identity(groups) {
                 let entry = AddressEntry { identity, ..base };
                 self.out.addresses.insert(*key, Some(entry));
-                if let Some(slot) = to.filter(|_| entered) {
-                    self.unplugged(slot.into());
-                }
-            }
-        }
-    }
-
-    /// Links to a slot wait with its address: until that leads there, what comes from the link would be taken for spoofed.
-    fn unplugged(&mut self, slot: u32) {
-        for key in &self.dirty.links {
-            let now = self.planner.mirror.contents.links.get(key).copied();
-            let then = self.planner.desired.links.get(key);
-            if then.is_some_and(|entry| entry.slot == slot) && now.as_ref() != then {
-                self.out.links.insert(*key, now);
             }
         }
     }
