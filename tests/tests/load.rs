@@ -41,9 +41,9 @@ const CHANGES: u32 = 50;
 /// beside a busy CPU), changes gather and are put in force together.
 const APPLIED: f64 = 0.2;
 /// The length of a window.
-const WINDOW: Duration = Duration::from_millis(1_500);
+const WINDOW: Duration = Duration::from_millis(1_200);
 /// Windows of each kind.
-const WINDOWS: usize = 5;
+const WINDOWS: usize = 7;
 /// The CPU of the traffic, and that of the agent and the changes.
 const TRAFFIC_CPU: usize = 0;
 const AGENT_CPU: usize = 1;

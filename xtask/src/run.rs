@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -32,6 +33,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return become_process(command);
     }
     setup::ensure(&[Need::Ebpf, Need::Lab])?;
+    programs()?;
+    let release = programs_directory();
+    let mut tour = shell::as_root(release.join("tour"))?;
+    tour.current_dir(workspace::root())
+        .env("SLUICE_BIN", release.join("sluice"));
+    if arguments.once {
+        tour.arg("--once");
+    }
+    become_process(tour)
+}
+
+/// Builds `sluice` and the tour, optimised.
+///
+/// # Errors
+/// When they do not build.
+pub(crate) fn programs() -> Result<()> {
     // Both at once: built apart, dependencies would be built twice, with features of their own for each.
     let mut build = workspace::cargo();
     build.args([
@@ -43,16 +60,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         "tests",
     ]);
     build.args(["--bin", "sluice", "--bin", "tour"]);
-    shell::run(setup::with_ebpf_toolchain(&mut build))?;
+    shell::run(setup::with_ebpf_toolchain(&mut build))
+}
 
-    let release = workspace::target().join("release");
-    let mut tour = shell::as_root(release.join("tour"))?;
-    tour.current_dir(workspace::root())
-        .env("SLUICE_BIN", release.join("sluice"));
-    if arguments.once {
-        tour.arg("--once");
-    }
-    become_process(tour)
+/// Where [`programs`] leaves them.
+pub(crate) fn programs_directory() -> PathBuf {
+    workspace::target().join("release")
 }
 
 /// Replaces this process: Ctrl-C and the exit code are then the program's own affair.
