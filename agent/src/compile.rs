@@ -175,9 +175,8 @@ impl Compiler {
         let adopting = self.adopting.take();
         self.enforcement.update(
             cluster,
-            local,
+            local_changed.then_some(local),
             changes,
-            local_changed,
             adopting.as_deref(),
             &mut delta,
             &mut problems,

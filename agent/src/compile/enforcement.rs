@@ -131,14 +131,13 @@ impl Enforcement {
         }
     }
 
-    /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`. `adopting`: the first
-    /// time, what the maps hold.
+    /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`. `local`: the node's own
+    /// state, where it changed; `adopting`: the first time, what the maps hold.
     pub(super) fn update(
         &mut self,
         cluster: &Cluster,
-        local: &Local,
+        local: Option<&Local>,
         changes: &[Change],
-        local_changed: bool,
         adopting: Option<&Contents>,
         delta: &mut Delta,
         problems: &mut Vec<Problem>,
@@ -160,7 +159,7 @@ impl Enforcement {
             self.reprefix(V4, &mut dirty, delta);
         }
         self.take_changes(changes, &mut dirty);
-        if local_changed {
+        if let Some(local) = local {
             self.take_local(local, &mut dirty, delta, problems);
         }
         dirty.addresses.extend(std::mem::take(&mut self.starved));

@@ -24,17 +24,20 @@ fn assert_in_force(scene: &Scene) -> Result<()> {
 #[test]
 fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> Result<()> {
     let mut scene = Scene::new(&roles(&["client", "stranger", "guarded", "kept"]))?;
-    let only = on(
-        "guarded",
-        "only",
-        json!({ "ingress": [{
-            "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }],
-            "ports": [{ "port": HTTP }, { "port": HTTP, "protocol": "UDP" }],
-        }] }),
-    );
-    scene.apply([&only])?;
+    // Two pods that are guarded alike: nothing stands with one, so that what it sees tells of denied ones.
+    let guards = ["guarded", "kept"].map(|name| {
+        on(
+            name,
+            name,
+            json!({ "ingress": [{
+                "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }],
+                "ports": [{ "port": HTTP }, { "port": HTTP, "protocol": "UDP" }],
+            }] }),
+        )
+    });
+    scene.apply(&guards)?;
     let mut held = Vec::new();
-    for to in at(scene.addresses("guarded")?, HTTP) {
+    for to in at(scene.addresses("kept")?, HTTP) {
         let plan = HoldPlan {
             deadline: DEADLINE / 2,
             ..HoldPlan::new(to, HELD)
@@ -42,8 +45,8 @@ fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> R
         held.push(Held::start(scene.netns("client")?, plan)?);
     }
     assert_in_force(&scene)?;
-    // Both ends: the one that is guarded, and the one that it knows by its labels.
-    for name in ["guarded", "client"] {
+    // Both ends: those that are guarded, and the one that they know by its labels.
+    for name in ["guarded", "kept", "client"] {
         let pod = &scene.actor(name)?.pod;
         scene.remove([&manifests::pod(pod, &[("app", name)], &NAMED)])?;
     }
@@ -64,11 +67,12 @@ fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> R
         ensure!(held.failed() == 0, "{:?}", held.connections());
     }
     drop(held);
-    // With its link a pod is gone.
+    // With their links the pods are gone.
     let links = scene.pinned().entries("links")?;
     scene.delete("guarded")?;
+    scene.delete("kept")?;
     let end = Instant::now() + DEADLINE;
-    while scene.pinned().entries("links")? != links - 1 || scene.pinned().entries("rules")? != 0 {
+    while scene.pinned().entries("links")? != links - 2 || scene.pinned().entries("rules")? != 0 {
         ensure!(
             Instant::now() < end,
             "{} links and {} rules are left of {links} links:\n{}",
