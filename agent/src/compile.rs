@@ -17,6 +17,7 @@ mod pods;
 mod policies;
 mod ports;
 mod prefixes;
+mod remains;
 pub mod services;
 mod sets;
 #[cfg(test)]
@@ -171,11 +172,12 @@ impl Compiler {
     ) -> Compiled {
         let mut delta = Delta::default();
         let mut problems = Vec::new();
+        let adopting = self.adopting.take();
         self.enforcement.update(
             cluster,
-            local,
+            local_changed.then_some(local),
             changes,
-            local_changed,
+            adopting.as_deref(),
             &mut delta,
             &mut problems,
         );
@@ -186,7 +188,7 @@ impl Compiler {
             &mut delta,
             &mut problems,
         );
-        if let Some(contents) = self.adopting.take() {
+        if let Some(contents) = adopting {
             self.enforcement.take_over(&contents, &mut delta);
         }
         self.selected.update(cluster, changes);

@@ -159,6 +159,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent/src/plan/steps.rs: epochs that rise after the last write and not before the first",
         "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
     ),
+    unit(
+        "no-remains",
+        "agent/src/compile/remains.rs: what the maps hold of a pod whose object went before its link, at a start",
+        "compile::tests::remains::a_restart_forgets_nothing_of_a_pod_whose_link_is_still_there",
+    ),
     upgrade(
         "upgrade-without-copy",
         "agent/src/datapath/migrate/moving.rs: the copy of flows from the tables of another layout",

@@ -7,7 +7,7 @@ use agent_common::{Address, AddressEntry, IDENTITY_UNKNOWN, NO_ADDRESS_SLOT, add
 
 use super::IpBlockMode;
 use super::enforcement::{Dirty, Enforcement, KnownAddress};
-use super::identity::Who;
+use super::identity::{PodIdentity, Who};
 use crate::desired::Delta;
 use crate::model::{Cluster, Pod};
 use crate::problem::Problem;
@@ -17,6 +17,8 @@ struct Holder {
     kind: u8,
     slot: u16,
     pod: Option<Arc<Pod>>,
+    /// Who it was before a restart, where no pod is told of.
+    remains: Option<Arc<PodIdentity>>,
 }
 
 impl Enforcement {
@@ -40,6 +42,7 @@ impl Enforcement {
             kind,
             slot: NO_ADDRESS_SLOT,
             pod: None,
+            remains: None,
         };
         if self.is_host(cluster, ip) {
             return Some(plain(address_kind::HOST));
@@ -59,6 +62,7 @@ impl Enforcement {
                     .and_then(|slot| u16::try_from(slot).ok())
                     .unwrap_or(NO_ADDRESS_SLOT),
                 pod: link.pod.clone(),
+                remains: link.remains.as_ref().and_then(|r| r.who.get(ip).cloned()),
             });
         }
         if let Some(pod) = cluster.owner(ip) {
@@ -109,19 +113,20 @@ impl Enforcement {
         }
         for (ip, holder) in come {
             let before = self.addresses.get(&ip).copied();
+            let object = || match &holder.pod {
+                Some(pod) => format!("Pod {}, address {ip}", pod.key),
+                None => format!("address {ip}"),
+            };
             if before.is_none() && self.addresses.len() >= limits.addresses as usize {
                 self.starved.insert(ip);
-                let object = match &holder.pod {
-                    Some(pod) => format!("Pod {}, address {ip}", pod.key),
-                    None => format!("address {ip}"),
-                };
-                problems.push(Problem::full(object, "addresses", limits.addresses));
+                problems.push(Problem::full(object(), "addresses", limits.addresses));
                 continue;
             }
             let mut identity = None;
-            if let Some(pod) = &holder.pod {
-                let who = Who::Pod(Arc::new(self.vocabulary.cut(pod, &ip)));
-                match self.identities.acquire(who) {
+            let pod = holder.pod.as_ref();
+            let who = pod.map(|pod| Arc::new(self.vocabulary.cut(pod, &ip)));
+            if let Some(who) = who.or(holder.remains) {
+                match self.identities.acquire(Who::Pod(who)) {
                     Some((number, new)) => {
                         identity = Some(number);
                         if new {
@@ -130,8 +135,7 @@ impl Enforcement {
                     }
                     None => {
                         self.starved.insert(ip);
-                        let object = format!("Pod {}, address {ip}", pod.key);
-                        problems.push(Problem::full(object, "groups", limits.identities));
+                        problems.push(Problem::full(object(), "groups", limits.identities));
                     }
                 }
             }

@@ -4,7 +4,8 @@
 //! policies and vocabulary -> local pods -> sets -> peers in use -> identities and prefixes -> groups -> rules -> words.
 //!
 //! What it keeps saves work and holds numbers. It says nothing that the cluster, the node's own state and the numbers do not,
-//! but for one thing: a link whose pod is no longer told of keeps its last pod (a pod is under policy until its link goes).
+//! but for one thing: a link whose pod is no longer told of keeps its last pod (a pod is under policy until its link goes), and over a
+//! restart what the maps hold of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use super::prefixes::{Prefixes, V4};
 use super::sets::{Sets, State};
 use super::vocabulary::Vocabulary;
 use super::{IpBlockMode, Options};
-use crate::datapath::Bits;
+use crate::datapath::{Bits, Contents};
 use crate::desired::Delta;
 use crate::local::Local;
 use crate::model::{
@@ -130,13 +131,14 @@ impl Enforcement {
         }
     }
 
-    /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`.
+    /// Takes changes in: what is different goes into `delta`, every problem that there is now into `problems`. `local`: the node's own
+    /// state, where it changed; `adopting`: the first time, what the maps hold.
     pub(super) fn update(
         &mut self,
         cluster: &Cluster,
-        local: &Local,
+        local: Option<&Local>,
         changes: &[Change],
-        local_changed: bool,
+        adopting: Option<&Contents>,
         delta: &mut Delta,
         problems: &mut Vec<Problem>,
     ) {
@@ -157,7 +159,7 @@ impl Enforcement {
             self.reprefix(V4, &mut dirty, delta);
         }
         self.take_changes(changes, &mut dirty);
-        if local_changed {
+        if let Some(local) = local {
             self.take_local(local, &mut dirty, delta, problems);
         }
         dirty.addresses.extend(std::mem::take(&mut self.starved));
@@ -166,6 +168,10 @@ impl Enforcement {
         }
 
         self.resolve_links(cluster, &mut dirty);
+        if let Some(contents) = adopting {
+            self.take_remains(cluster, contents, &mut dirty);
+        }
+        self.tell_remains(problems);
         self.choose_sets(&dirty);
         // New ones first: a list of peers that stays in use is never out of it in between.
         self.bind_sets(&mut dirty, delta, problems);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agent_common::Prefix;
 
 use super::numbers::Numbers;
-use super::peers::PeersId;
+use super::peers::{Peers, PeersId};
 use crate::model::{IpBlock, Labels, NamedPort, Text};
 
 /// What an identity of pods is made of.
@@ -19,6 +19,9 @@ pub(super) struct PodIdentity {
     pub(super) ports: Vec<NamedPort>,
     /// The ipBlocks in use with named ports that contain the address (literal mode).
     pub(super) blocks: Vec<IpBlock>,
+    /// Of a pod that is known from before a restart only: the lists of peers that it was one of. Then there is no namespace, and
+    /// nothing else says who it is.
+    pub(super) within: BTreeSet<Arc<Peers>>,
 }
 
 /// A prefix of the trie: the bytes first, so that what lies inside a prefix follows it.
@@ -132,6 +135,7 @@ impl Identities {
             service_account: Text::from(""),
             ports: Vec::new(),
             blocks: Vec::new(),
+            within: BTreeSet::new(),
         }));
         self.by_who
             .range(first..)

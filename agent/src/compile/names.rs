@@ -88,6 +88,11 @@ impl RuleNames {
         self.names.iter().map(|(number, name)| (*number, name))
     }
 
+    /// The number of a name, where no other has it.
+    pub(super) fn hash(name: &RuleName) -> u32 {
+        fnv1a(name.to_string().as_bytes(), BASIS)
+    }
+
     /// Takes a name into use, once more.
     pub(super) fn acquire(&mut self, name: RuleName) -> u32 {
         if let Some((number, users)) = self.numbers.get_mut(&name) {
@@ -95,7 +100,7 @@ impl RuleNames {
             return *number;
         }
         let text = name.to_string();
-        let mut number = fnv1a(text.as_bytes(), BASIS);
+        let mut number = Self::hash(&name);
         while number == 0 || self.names.contains_key(&number) {
             number = fnv1a(&number.to_le_bytes(), fnv1a(text.as_bytes(), number));
         }

@@ -72,15 +72,20 @@ impl Peers {
 
     /// Whether a pod identity is one of them, in a namespace with these labels.
     pub(super) fn match_pod(&self, pod: &PodIdentity, namespace: &Labels) -> bool {
-        self.terms.iter().any(|term| match term {
-            Term::Own { namespace, pods } => {
-                *namespace == pod.namespace && pods.matches(&pod.labels)
-            }
-            Term::Across { namespaces, pods } => {
-                namespaces.matches(namespace) && pods.matches(&pod.labels)
-            }
-            Term::Block(block) => pod.blocks.contains(block),
-        })
+        // Without labels, selectors that name what a pod must not have would all match.
+        let known = !pod.namespace.is_empty();
+        let mut terms = self.terms.iter();
+        pod.within.contains(self)
+            || terms.any(|term| match term {
+                Term::Own { .. } | Term::Across { .. } if !known => false,
+                Term::Own { namespace, pods } => {
+                    *namespace == pod.namespace && pods.matches(&pod.labels)
+                }
+                Term::Across { namespaces, pods } => {
+                    namespaces.matches(namespace) && pods.matches(&pod.labels)
+                }
+                Term::Block(block) => pod.blocks.contains(block),
+            })
     }
 }
 
@@ -160,6 +165,7 @@ impl PeersInUse {
             .into_iter()
             .flatten()
             .chain(&self.across)
+            .chain(pod.within.iter().filter_map(|list| self.ids.get(list)))
             .filter(|id| {
                 self.get(**id)
                     .is_some_and(|peers| peers.match_pod(pod, namespace))

@@ -6,11 +6,12 @@ use agent_common::{LinkEntry, Pod as PodSpec, SetWord, pod_flag, set_flag};
 
 use super::UnknownPod;
 use super::enforcement::{Dirty, Enforcement};
-use super::policies::DIRECTIONS;
+use super::policies::{DIRECTIONS, Half};
+use super::remains::Remains;
 use super::sets::{Set, SetKey, State, default_verdict};
 use crate::desired::Delta;
 use crate::local::{Local, PodLink};
-use crate::model::{Cluster, Direction, Pod, Text};
+use crate::model::{Cluster, Direction, NamedPort, Pod, Text};
 use crate::problem::Problem;
 
 /// A pod's link.
@@ -21,6 +22,8 @@ pub(super) struct LocalPod {
     pub(super) slot: Option<u32>,
     /// None where no source has told of it yet.
     pub(super) pod: Option<Arc<Pod>>,
+    /// What was left of its pod when the agent was started, until a pod is told of.
+    pub(super) remains: Option<Remains>,
     /// The sets that should hold, by direction; None: not isolated.
     pub(super) wanted: [Option<u32>; 2],
     /// The sets that do: the wanted ones as soon as their rules fit.
@@ -34,9 +37,10 @@ pub(super) struct LocalPod {
 impl LocalPod {
     /// Whether the pod is one of a namespace.
     pub(super) fn is_in(&self, namespace: &Text) -> bool {
-        self.pod
-            .as_ref()
-            .is_some_and(|pod| pod.key.namespace == *namespace)
+        let remains = self.remains.as_ref();
+        let pod = self.pod.as_ref();
+        pod.is_some_and(|pod| pod.key.namespace == *namespace)
+            || remains.is_some_and(|remains| remains.is_in(namespace))
     }
 }
 
@@ -96,6 +100,7 @@ impl Enforcement {
                         link: link.clone(),
                         slot: None,
                         pod: None,
+                        remains: None,
                         wanted: [None; 2],
                         held: [None; 2],
                         closed: [false; 2],
@@ -169,17 +174,21 @@ impl Enforcement {
                     .as_ref()
                     .is_none_or(|node| *node == self.options.node_name)
             });
+            let owned = owners.next().is_some();
             let pod = match here {
                 Some(pod) => Some(Arc::clone(pod)),
                 // Nobody else has its addresses: the pod's object is gone or finished before its link is.
-                None if owners.next().is_none() => link.pod.take().filter(|pod| {
+                None if !owned => link.pod.take().filter(|pod| {
                     pod.addresses
                         .iter()
                         .any(|ip| link.link.addresses.contains(ip))
                 }),
                 None => None,
             };
-            if pod != link.pod {
+            let remains = link.remains.take();
+            let was = remains.is_some();
+            link.remains = remains.filter(|remains| !owned && remains.is_at(&link.link));
+            if pod != link.pod || was != link.remains.is_some() {
                 dirty.addresses.extend(&link.link.addresses);
             }
             link.pod = pod;
@@ -189,13 +198,14 @@ impl Enforcement {
     /// Chooses the sets of dirty links.
     pub(super) fn choose_sets(&mut self, dirty: &Dirty) {
         for ifindex in &dirty.links {
-            let Some(pod) = self.links.get(ifindex).map(|link| link.pod.clone()) else {
+            let Some(link) = self.links.get(ifindex) else {
                 continue;
             };
-            let wanted = DIRECTIONS.map(|direction| {
-                let pod = pod.as_deref()?;
-                self.acquire_set(pod, direction)
-            });
+            let wanted = match (link.pod.clone(), link.remains.clone()) {
+                (Some(pod), _) => DIRECTIONS.map(|direction| self.acquire_set(&pod, direction)),
+                (None, Some(remains)) => self.acquire_remains(&remains),
+                (None, None) => [None; 2],
+            };
             if let Some(link) = self.links.get_mut(ifindex) {
                 let before = std::mem::replace(&mut link.wanted, wanted);
                 for set in before.into_iter().flatten() {
@@ -207,10 +217,20 @@ impl Enforcement {
 
     fn acquire_set(&mut self, pod: &Pod, direction: Direction) -> Option<u32> {
         let halves = self.policies.isolating(pod, direction);
+        self.acquire_halves(&halves, direction, &pod.ports)
+    }
+
+    /// The set of some policies, for a pod with these named ports.
+    pub(super) fn acquire_halves(
+        &mut self,
+        halves: &[Arc<Half>],
+        direction: Direction,
+        ports: &[NamedPort],
+    ) -> Option<u32> {
         if halves.is_empty() {
             return None;
         }
-        let key = SetKey::new(direction, &halves, pod);
+        let key = SetKey::new(direction, halves, ports);
         if let Some(number) = self.sets.by_key.get(&key) {
             if let Some(set) = self.sets.all.get_mut(number) {
                 set.users += 1;
@@ -219,16 +239,16 @@ impl Enforcement {
         }
         let number = self.sets.numbers.take()?;
         // As long as the set is there its selectors are asked, and what they ask for must be told apart, also after the policy is another.
-        for half in &halves {
+        for half in halves {
             self.vocabulary.add(&half.words);
         }
-        let default = default_verdict(&halves, self.names.acquire(key.default_name()));
+        let default = default_verdict(halves, self.names.acquire(key.default_name()));
         self.sets.by_key.insert(key.clone(), number);
         self.sets.all.insert(
             number,
             Set {
                 key,
-                halves,
+                halves: halves.to_vec(),
                 peers: None,
                 default,
                 users: 1,
@@ -270,26 +290,30 @@ impl Enforcement {
                 }
                 *held = wanted;
             }
-            let word = |place: usize| match (link.held[place], &link.pod) {
-                (Some(set), _) => SetWord {
+            let unknown = link.pod.is_none() && link.remains.is_none();
+            let lost = |place| link.remains.as_ref().is_some_and(|r| r.closed(place));
+            let word = |place: usize| match link.held[place] {
+                Some(set) => SetWord {
                     set,
                     flags: set_flag::ISOLATED,
                 },
-                (None, _) if link.closed[place] => SetWord {
+                None if link.closed[place] || lost(place) => SetWord {
                     set: 0,
                     flags: set_flag::ISOLATED,
                 },
-                (None, None) if self.options.unknown_pod == UnknownPod::Deny => SetWord {
+                None if unknown && self.options.unknown_pod == UnknownPod::Deny => SetWord {
                     set: 0,
                     flags: set_flag::ISOLATED | set_flag::UNKNOWN,
                 },
-                (None, _) => SetWord::default(),
+                None => SetWord::default(),
             };
             let mut flags = pod_flag::USED;
-            if link.pod.is_none() {
+            if unknown {
                 flags |= pod_flag::UNKNOWN;
             }
-            if link.pod.as_ref().is_some_and(|pod| pod.any_source) {
+            let remains = link.remains.as_ref();
+            let any_source = link.pod.as_ref().map(|pod| pod.any_source);
+            if any_source.or(remains.map(|remains| remains.any_source)) == Some(true) {
                 flags |= pod_flag::ANY_SOURCE;
             }
             if link.link.peer_namespace.is_some() && link.link.pod_mac.is_some() {

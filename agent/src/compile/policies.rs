@@ -162,6 +162,22 @@ impl Policies {
             .collect()
     }
 
+    /// Those of some policies that are there, in a direction.
+    pub(super) fn named(&self, policies: &[ObjectKey], direction: Direction) -> Vec<Arc<Half>> {
+        policies
+            .iter()
+            .filter_map(|key| self.entries.get(key)?.halves[index(direction)].clone())
+            .collect()
+    }
+
+    /// The policies that say something of a direction.
+    pub(super) fn with(&self, direction: Direction) -> impl Iterator<Item = &ObjectKey> {
+        let entries = self.entries.iter();
+        entries
+            .filter(move |(_, entry)| entry.halves[index(direction)].is_some())
+            .map(|(key, _)| key)
+    }
+
     fn of_namespace(&self, namespace: &Text) -> impl Iterator<Item = &Entry> {
         let first = ObjectKey {
             namespace: namespace.clone(),

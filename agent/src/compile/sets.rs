@@ -13,7 +13,7 @@ use super::peers::PeersId;
 use super::policies::{Half, HalfRule};
 use super::ports::{self, Reach};
 use crate::datapath::Bits;
-use crate::model::{Direction, NamedPort, ObjectKey, Pod, PortMatch, PortSpec, Protocol, Text};
+use crate::model::{Direction, NamedPort, ObjectKey, PortMatch, PortSpec, Protocol, Text};
 
 /// What a set is. Another content is another set: a set that a pod points to never loses a rule for a group that exists.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,8 +54,8 @@ pub(super) struct Set {
 }
 
 impl SetKey {
-    /// The set of a pod that these policies isolate.
-    pub(super) fn new(direction: Direction, halves: &[Arc<Half>], pod: &Pod) -> Self {
+    /// The set of a pod with these ports that these policies isolate.
+    pub(super) fn new(direction: Direction, halves: &[Arc<Half>], ports: &[NamedPort]) -> Self {
         let mentioned: BTreeSet<(&Text, Protocol)> = match direction {
             Direction::Ingress => halves.iter().flat_map(|half| half.named_ports()).collect(),
             Direction::Egress => BTreeSet::new(),
@@ -66,8 +66,7 @@ impl SetKey {
                 .iter()
                 .map(|half| (half.policy.clone(), half.version))
                 .collect(),
-            ports: pod
-                .ports
+            ports: ports
                 .iter()
                 .filter(|port| mentioned.contains(&(&port.name, port.protocol)))
                 .cloned()

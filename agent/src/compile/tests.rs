@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 mod examples;
+mod remains;
 mod tables;
 
 use std::collections::BTreeSet;

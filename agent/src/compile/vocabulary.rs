@@ -148,6 +148,7 @@ impl Vocabulary {
                 .filter(|block| block_contains(block, ip))
                 .cloned()
                 .collect(),
+            within: BTreeSet::new(),
         }
     }
 }

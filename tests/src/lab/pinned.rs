@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_common::{
-    Counter, Flow, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey, Tuple,
-    Verdict, drop_index,
+    Counter, Flow, LinkEntry, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey,
+    Tuple, Verdict, drop_index,
     gate::{GateWord, SIDE_SLOTS, slot},
     hook,
     limits::LAYOUT,
@@ -173,7 +173,7 @@ impl Pinned {
         Ok(flows.iter().filter_map(Result::ok).collect())
     }
 
-    /// How many entries a map has, of those that hold what services and policies say: `services`, `rules`, `prefixes`.
+    /// How many entries a map has, of those that hold what services and policies say, and of `links`.
     ///
     /// # Errors
     /// The map is not there, or is none of these.
@@ -191,6 +191,10 @@ impl Pinned {
             }
             "prefixes" => {
                 let map: LpmTrie<_, Prefix, PrefixEntry> = LpmTrie::try_from(Map::LpmTrie(data))?;
+                map.keys().filter_map(Result::ok).count()
+            }
+            "links" => {
+                let map: HashMap<_, u32, LinkEntry> = HashMap::try_from(Map::HashMap(data))?;
                 map.keys().filter_map(Result::ok).count()
             }
             other => bail!("the entries of {other} are not counted here"),

@@ -15,6 +15,7 @@ mod pressure;
 mod random;
 mod readable;
 mod redirect;
+mod remains;
 mod restart;
 mod revocation;
 mod scene;

@@ -42,7 +42,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(1);
 pub(crate) const NODE: &str = "a";
 
 /// The names of ports that a pod has unless the test says otherwise.
-const NAMED: [NamedPort<'static>; 2] = [
+pub(crate) const NAMED: [NamedPort<'static>; 2] = [
     NamedPort {
         name: "http",
         port: HTTP,
@@ -223,6 +223,13 @@ impl Scene {
         let server = Server::on_ports(pod.netns(), name, &pod.addresses(), &PORTS)?;
         self.actors.insert(name.to_owned(), Actor { server, pod });
         Ok(())
+    }
+
+    /// Deletes a pod and its server, but for its manifest.
+    pub(crate) fn delete(&mut self, name: &str) -> Result<()> {
+        let actor = self.actors.remove(name).context("no such pod")?;
+        actor.server.stop()?;
+        actor.pod.delete()
     }
 
     /// Where the lab's agents have their pin roots, and others may pin beside them.
