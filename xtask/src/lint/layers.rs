@@ -94,6 +94,7 @@ const SEES: &[Sees] = &[
             "problem",
             "datapath::Bits",
             "datapath::Contents",
+            "datapath::contents::rules_of",
             "mutant",
         ],
         except: &[],
