@@ -13,7 +13,7 @@ use crate::{
     nat::set_deltas,
     policy::{judge, slot_of},
     report::{count, count_many, event, now},
-    role::{role, role_of},
+    role::{end, role_of},
     service::{choose, own},
     tables::{Maps, pod},
     work::Work,
@@ -180,17 +180,17 @@ fn own_reply(work: &Work) -> bool {
 #[inline(never)]
 pub fn midstream(ctx: *mut c_void, work: &mut Work, ifindex: u32) -> u32 {
     let role = role_of(ctx, work);
-    let own = (role == role::RESPONDER) == (work.here_responds != 0);
+    let own = (role == end::RESPONDER) == (work.here_responds != 0);
     work.flags |= flow_flag::MIDSTREAM;
     work.forward_key = work.tuple;
-    if role == role::UNKNOWN || own {
+    if role == end::UNKNOWN || own {
         if let Opened::Yes = open(work, ifindex) {
             count(Count::MidstreamAdmitted);
             return 0;
         }
         let denied = work.reason == Reason::PolicyEgress as u32
             || work.reason == Reason::PolicyIngress as u32;
-        if role != role::UNKNOWN || !denied {
+        if role != end::UNKNOWN || !denied {
             return work.reason;
         }
     }
@@ -213,7 +213,7 @@ pub fn midstream(ctx: *mut c_void, work: &mut Work, ifindex: u32) -> u32 {
         count(Count::MidstreamAdmitted);
         return 0;
     }
-    if role == role::UNKNOWN || work.reason == 0 {
+    if role == end::UNKNOWN || work.reason == 0 {
         return Reason::Midstream as u32;
     }
     work.reason

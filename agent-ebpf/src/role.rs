@@ -15,7 +15,7 @@ use aya_ebpf::{
 use crate::{tables::pod, work::Work};
 
 /// What the pod at the hook's link is to a connection.
-pub mod role {
+pub mod end {
     /// It cannot be told: the pod has no such socket (it sends on for somebody else), or its namespace is not known.
     pub const UNKNOWN: u32 = 0;
     /// It listens on its port of it.
@@ -33,18 +33,18 @@ const V4: u32 = 12;
 /// See [`V4`].
 const V6: u32 = 36;
 
-/// See [`role`]. `ctx` is the program's context; `work.tuple` and `work.here` say which connection and which pod. Uses the memory of
+/// See [`end`]. `ctx` is the program's context; `work.tuple` and `work.here` say which connection and which pod. Uses the memory of
 /// `work.reply_key`.
 #[inline(never)]
 pub fn role_of(ctx: *mut c_void, work: &mut Work) -> u32 {
     let Some(pod) = pod(work.here) else {
-        return role::UNKNOWN;
+        return end::UNKNOWN;
     };
     if pod.namespace == 0
         || pod.flags & pod_flag::ANY_SOURCE != 0
         || crate::mutant::removed!("either-end")
     {
-        return role::UNKNOWN;
+        return end::UNKNOWN;
     }
     let namespace = (pod.namespace - 1) as u64;
     // As packets look that reach the pod.
@@ -60,11 +60,11 @@ pub fn role_of(ctx: *mut c_void, work: &mut Work) -> u32 {
     ];
     // A listener takes connections from any port; the connection itself is not looked for.
     if state(ctx, work, &remote, &local, [0, ports[1]], namespace) == LISTENS {
-        return role::RESPONDER;
+        return end::RESPONDER;
     }
     match state(ctx, work, &remote, &local, ports, namespace) {
-        NONE => role::UNKNOWN,
-        _ => role::OPENER,
+        NONE => end::UNKNOWN,
+        _ => end::OPENER,
     }
 }
 
