@@ -20,6 +20,17 @@ pub(crate) struct Arguments {
     ebpf_log: bool,
 }
 
+/// What cargo is told to build for `sluice` alone. The tests' package is named beside it, so that what both depend on has the same features, and
+/// is not built once for each.
+pub(crate) const AGENT: [&str; 6] = [
+    "--package",
+    "sluice",
+    "--package",
+    "tests",
+    "--bin",
+    "sluice",
+];
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Need::Ebpf])?;
     if arguments.ebpf_log {
@@ -38,7 +49,7 @@ pub(crate) fn binary(release: bool) -> Result<PathBuf> {
 fn build(release: bool, environment: &[(&str, &str)]) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.envs(environment.iter().copied());
-    command.args(["build", "--package", "sluice", "--bin", "sluice"]);
+    command.arg("build").args(AGENT);
     if release {
         command.arg("--release");
     }

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::build::{self, AGENT};
 use crate::setup::{self, Need};
-use crate::{build, shell, workspace};
+use crate::{shell, workspace};
 
 /// Builds everything and shows it: a small lab of network namespaces as pods, the agent on the manifests of
 /// deploy/samples, real traffic, and what became of it, step by step. Then it stays until Ctrl-C.
@@ -51,15 +52,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub(crate) fn programs() -> Result<()> {
     // Both at once: built apart, dependencies would be built twice, with features of their own for each.
     let mut build = workspace::cargo();
-    build.args([
-        "build",
-        "--release",
-        "--package",
-        "sluice",
-        "--package",
-        "tests",
-    ]);
-    build.args(["--bin", "sluice", "--bin", "tour"]);
+    build.args(["build", "--release"]).args(AGENT);
+    build.args(["--bin", "tour"]);
     shell::run(setup::with_ebpf_toolchain(&mut build))
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::outcome::Outcome;
 use super::tiers::Tier;
+use crate::build::AGENT;
 use crate::{run, setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
@@ -56,7 +57,8 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
         }
         let mut agent = workspace::cargo();
         agent
-            .args(["build", "--package", "sluice", "--bin", "sluice"])
+            .arg("build")
+            .args(AGENT)
             .envs(environment.iter().copied());
         shell::run(setup::with_ebpf_toolchain(&mut agent)).context("the agent does not build")?;
     }
