@@ -15,6 +15,8 @@ use crate::datapath::Write;
 #[derive(Default)]
 struct Phases {
     prepare: Vec<Transaction>,
+    /// Addresses that are no service's any more, and ports that are none: before the pools behind them are others.
+    unserved: Vec<Transaction>,
     /// Frontends whose flags change while their pool has backends.
     frontends_first: Vec<Transaction>,
     pools: Vec<Transaction>,
@@ -116,12 +118,14 @@ impl<'a> Builder<'a> {
         ];
         plan.rest = self.planner.turned && words.iter().any(|phase| !phase.is_empty());
         plan.turns = !phases.sets.is_empty();
-        plan.grace |= !phases.removed.is_empty()
+        plan.grace |= !phases.unserved.is_empty()
+            || !phases.removed.is_empty()
             || !phases.unrouted.is_empty()
             || !phases.collect.is_empty()
             || !phases.unsaid.is_empty();
         plan.transactions = [
             phases.prepare,
+            phases.unserved,
             phases.frontends_first,
             phases.pools,
             phases.frontends,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agent_common::{Pod, pod_flag, set_flag};
+use agent_common::{Pod, address_kind, pod_flag, set_flag};
 
 use super::super::{Item, Transaction, epochs, stage};
 use super::{Builder, Held, one};
@@ -332,7 +332,14 @@ impl Builder<'_> {
                         let write = Write::Address(key, Some(stage::away(now)));
                         self.phases.peers.push(one(item.clone(), Vec::new(), write));
                     }
-                    removed.push(one(item, Vec::new(), write));
+                    let service = now.is_some_and(|now| {
+                        matches!(now.kind, address_kind::CLUSTER_IP | address_kind::EXTERNAL)
+                    });
+                    if service {
+                        self.phases.unserved.push(one(item, Vec::new(), write));
+                    } else {
+                        removed.push(one(item, Vec::new(), write));
+                    }
                 }
             }
         }

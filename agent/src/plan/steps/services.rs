@@ -142,7 +142,7 @@ impl Builder<'_> {
                         let needs = vec![Item::Address(key.address)];
                         self.phases.unrouted.push(one(item, needs, write));
                     } else {
-                        self.phases.removed.push(one(item, Vec::new(), write));
+                        self.phases.unserved.push(one(item, Vec::new(), write));
                     }
                 }
                 continue;
