@@ -46,7 +46,8 @@ pub(crate) fn binary(release: bool) -> Result<PathBuf> {
     build(release, &[])
 }
 
-fn build(release: bool, environment: &[(&str, &str)]) -> Result<PathBuf> {
+/// Builds the binary with variables for its build script; returns its path.
+pub(crate) fn build(release: bool, environment: &[(&str, &str)]) -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.envs(environment.iter().copied());
     command.arg("build").args(AGENT);

@@ -408,7 +408,6 @@ impl Run {
             needs: &[],
             bound: BOUND,
             least: 1,
-            by_name: false,
         };
         let choice = if self.removed { name } else { "" };
         let outcome = runner::tests(&tier, &[test, "--exact"], &[BUILD, (CHOICE, choice)]);

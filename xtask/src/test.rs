@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let wanted = arguments.tier.as_deref();
     let chosen: Vec<&Tier> = TIERS
         .iter()
-        .filter(|tier| wanted.map_or(!tier.by_name, |name| name == tier.name))
+        .filter(|tier| wanted.is_none_or(|name| name == tier.name))
         .collect();
     let in_vm = wanted.is_none_or(|name| name == vm::NAME);
     if chosen.is_empty() && !in_vm && wanted != Some(MUTANTS) {

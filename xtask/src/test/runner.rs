@@ -10,8 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::outcome::Outcome;
 use super::tiers::Tier;
-use crate::build::AGENT;
-use crate::{run, setup, shell, workspace};
+use crate::{build, run, setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
 const START_THE_AGENT: [&str; 3] = ["lab", "cluster", "soak"];
@@ -55,12 +54,7 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
         if cargo.contains(&LAB) {
             next(environment)?;
         }
-        let mut agent = workspace::cargo();
-        agent
-            .arg("build")
-            .args(AGENT)
-            .envs(environment.iter().copied());
-        shell::run(setup::with_ebpf_toolchain(&mut agent)).context("the agent does not build")?;
+        build::build(false, environment).context("the agent does not build")?;
     }
     if cargo.contains(&LOAD) {
         run::programs()?;

@@ -23,8 +23,6 @@ pub(crate) struct Tier {
     pub(crate) bound: Duration,
     /// Fewer tests than this count as a failure.
     pub(crate) least: u32,
-    /// Whether it runs only when it is asked for by name.
-    pub(crate) by_name: bool,
 }
 
 /// `cargo test`'s arguments for one file of tests.
@@ -51,7 +49,6 @@ const fn anywhere(
         needs: &[],
         bound: Duration::from_mins(minutes),
         least: 1,
-        by_name: false,
     }
 }
 
@@ -73,7 +70,6 @@ const fn root(
         needs,
         bound: Duration::from_mins(minutes),
         least: 1,
-        by_name: false,
     }
 }
 
