@@ -29,7 +29,7 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
     run.planner
         .pending
         .extend(run.planner.problems.keys().cloned());
-    let rested = !plan.rest || crate::mutant::removed("no-grace") || run.grace();
+    let rested = !plan.rest || run.grace();
     for transaction in &plan.transactions {
         if rested {
             run.transaction(transaction);
@@ -37,10 +37,9 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
             run.fail(transaction);
         }
     }
-    let waited = rested && (!plan.grace || crate::mutant::removed("no-grace") || run.grace());
-    run.planner.turned &= !(rested && plan.rest);
-    run.planner.turned |= plan.turns;
-    run.planner.turned &= !(waited && plan.grace);
+    let waited = rested && (!plan.grace || run.grace());
+    let turned = plan.turns || (run.planner.turned && !(plan.rest && rested));
+    run.planner.turned = turned && !(plan.grace && waited);
     for transaction in &plan.collect {
         if waited {
             run.transaction(transaction);
@@ -121,6 +120,9 @@ impl Run<'_> {
     }
 
     fn grace(&mut self) -> bool {
+        if crate::mutant::removed("no-grace") {
+            return true;
+        }
         match self.datapath.grace() {
             Ok(()) => true,
             Err(error) => {

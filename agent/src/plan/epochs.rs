@@ -241,15 +241,10 @@ impl Concerned {
     /// A prefix is added, changed or removed: addresses in it had its identity, or that of the prefix around it, and get that which it
     /// or the prefix then around it is to have.
     pub(super) fn prefix(&mut self, mirror: &Mirror, desired: &Desired, prefix: &Bits<Prefix>) {
-        let around = |prefixes| {
-            let length = prefix.length.checked_sub(1)?;
-            longest::<Prefix, PrefixEntry>(prefixes, length, prefix.data).map(|found| found.1)
-        };
         let contents = &mirror.contents;
-        let now = contents.prefixes.get(prefix).copied();
-        let soon = desired.prefixes.get(prefix).copied();
-        let before = now.or_else(|| around(&contents.prefixes));
-        let after = soon.or_else(|| around(&desired.prefixes));
+        let found = |prefixes| longest::<Prefix, PrefixEntry>(prefixes, prefix.length, prefix.data);
+        let before = found(&contents.prefixes).map(|found| found.1);
+        let after = found(&desired.prefixes).map(|found| found.1);
         if let Some(before) = before {
             let new = after.map_or(GROUP_ANY, |e| desired.group(e.identity));
             self.regroup(contents.group(before.identity), new);

@@ -390,12 +390,9 @@ impl Stage<'_> {
             if now == then {
                 continue;
             }
-            let around = |map| {
-                let length = key.length.checked_sub(1)?;
-                longest::<Prefix, PrefixEntry>(map, length, key.data).map(|found| found.1)
-            };
-            let old = now.copied().or_else(|| around(&maps.prefixes));
-            let new = then.copied().or_else(|| around(&desired.prefixes));
+            // Itself, or what is around it.
+            let old = longest(&maps.prefixes, key.length, key.data).map(|found| found.1);
+            let new = longest(&desired.prefixes, key.length, key.data).map(|found| found.1);
             let groups = (
                 old.map_or(GROUP_ANY, |e| maps.group(e.identity)),
                 new.map_or(GROUP_ANY, |e| desired.group(e.identity)),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent_common::set_flag;
 
 use super::epochs::{self, Concerned};
+use super::mirror::Mirror;
 use super::{Dirty, Item, Plan, Planner, Transaction};
 use crate::datapath::Write;
 
@@ -71,6 +72,11 @@ fn one(item: Item, needs: Vec<Item>, write: Write) -> Transaction {
         needs,
         writes: vec![write],
     }
+}
+
+/// Whether anybody belongs to a group when the plan is done.
+fn remains(mirror: &Mirror, grown: &BTreeMap<u32, i64>, group: u32) -> bool {
+    mirror.members(group) + grown.get(&group).unwrap_or(&0) > 0
 }
 
 impl<'a> Builder<'a> {
@@ -189,10 +195,9 @@ impl<'a> Builder<'a> {
     fn epochs(&mut self) {
         for (group, set) in &self.unsaid {
             self.planner.departed.unsaid(*group);
-            let grown = self.grown.get(group).copied().unwrap_or(0);
             // Nobody belongs to a group that ends: what its identities lose was seen where they left it.
-            if *group == agent_common::GROUP_ANY || self.planner.mirror.members(*group) + grown > 0
-            {
+            let anybody = *group == agent_common::GROUP_ANY;
+            if anybody || remains(&self.planner.mirror, &self.grown, *group) {
                 self.concerned_late.set(*set);
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent_common::{Pod, address_kind, pod_flag, set_flag};
 
 use super::super::{Item, Transaction, epochs, stage};
-use super::{Builder, Held, one};
+use super::{Builder, Held, one, remains};
 use crate::datapath::Write;
 use crate::desired::STAGED_IDENTITIES;
 use crate::model::Direction;
@@ -132,8 +132,7 @@ impl Builder<'_> {
             }
             if !writes.is_empty() {
                 let (mirror, grown) = (&self.planner.mirror, &self.grown);
-                let remains =
-                    |group: u32| mirror.members(group) + grown.get(&group).unwrap_or(&0) > 0;
+                let remains = |group| remains(mirror, grown, group);
                 for turn in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)] {
                     self.concerned.turned(
                         (mirror, &self.planner.desired),
@@ -273,7 +272,7 @@ impl Builder<'_> {
     }
 
     pub(super) fn addresses(&mut self) {
-        // Removed before the services behind them: what was a service address is then no address at all.
+        // Pods' addresses go before prefixes; services' before the pools behind them, so that what was one is no address at all.
         let mut removed = Vec::new();
         for key in std::mem::take(&mut self.dirty.addresses) {
             let wanted = self.planner.desired.addresses.get(&key);
