@@ -15,6 +15,7 @@ mod port;
 mod selector;
 mod service;
 mod slice;
+mod slim;
 mod value;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ use super::Rejected;
 use crate::model::{Kind, Object, ObjectId};
 
 pub(crate) use meta::id_of;
+pub(crate) use slim::Pod;
 pub(crate) use value::{Read, read};
 
 /// A field that says what it must not, and the mend.

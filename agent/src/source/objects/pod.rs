@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::slim::{self, PodSpec, PodStatus};
 use super::{Convert, Fault, address, meta, port};
 use crate::model::{Family, Kind, NamedPort, Object, ObjectId, Pod, PodPhase, intern};
 
@@ -16,7 +16,7 @@ const DEFAULT_ACCOUNT: &str = "default";
 /// `restartPolicy` of an init container that runs beside the others (KEP-753).
 const ALWAYS: &str = "Always";
 
-impl Convert for v1::Pod {
+impl Convert for slim::Pod {
     const KIND: Kind = Kind::Pod;
 
     fn meta(&self) -> &ObjectMeta {
@@ -66,7 +66,7 @@ impl Convert for v1::Pod {
 }
 
 /// `podIPs`, or `podIP` alone. A host-network pod that has neither yet has its host's addresses.
-fn addresses(status: &v1::PodStatus, host_network: bool) -> Result<Vec<IpAddr>, Fault> {
+fn addresses(status: &PodStatus, host_network: bool) -> Result<Vec<IpAddr>, Fault> {
     let first = status.pod_ip.as_deref().unwrap_or_default();
     let listed = status
         .pod_ips
@@ -126,7 +126,7 @@ fn collect<'a>(
 
 /// Named ports of the containers, then of the sidecars. Of two with one name and protocol the first counts, as for the
 /// endpoints controller (`podutil.FindPort`).
-fn named_ports(spec: &v1::PodSpec) -> Result<Vec<NamedPort>, Fault> {
+fn named_ports(spec: &PodSpec) -> Result<Vec<NamedPort>, Fault> {
     let sidecars = spec
         .init_containers
         .iter()
@@ -137,6 +137,7 @@ fn named_ports(spec: &v1::PodSpec) -> Result<Vec<NamedPort>, Fault> {
     let containers = spec
         .containers
         .iter()
+        .flatten()
         .enumerate()
         .map(|(i, c)| ("containers", i, c));
     let mut ports: Vec<NamedPort> = Vec::new();

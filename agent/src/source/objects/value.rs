@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Convert, Converted, beta, convert, id_of, meta};
+use super::{Convert, Converted, beta, convert, id_of, meta, slim};
 use crate::model::Kind;
 use crate::source::Rejected;
 
@@ -72,7 +72,7 @@ pub(crate) fn read(mut value: Value) -> Read {
     let read = match kind {
         Kind::Namespace => typed::<core::v1::Namespace>(value),
         Kind::Node => typed::<core::v1::Node>(value),
-        Kind::Pod => typed::<core::v1::Pod>(value),
+        Kind::Pod => typed::<slim::Pod>(value),
         Kind::Service => typed::<core::v1::Service>(value),
         Kind::EndpointSlice => typed::<discovery::v1::EndpointSlice>(value),
         Kind::NetworkPolicy => typed_strictly::<networking::v1::NetworkPolicy>(value),
