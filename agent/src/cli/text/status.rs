@@ -52,12 +52,13 @@ fn head(status: &Status, now: Time, color: Color) -> String {
         .map(|o| format!("{} {}", o.count, o.kind));
     let objects: Vec<_> = objects.collect();
     format!(
-        "sluice {} on node {}: {ready}; up {}\n{}\n{links} of unknown pods ({verdict}); ipBlock mode {}\n",
+        "sluice {} on node {}: {ready}; up {}\n{}\n{links} of unknown pods ({verdict}); ipBlock mode {}; map layout {}\n",
         status.version,
         status.node,
         duration(now.since(status.started)),
         objects.join(", "),
         status.ip_block_mode,
+        status.layout,
     )
 }
 

@@ -1,6 +1,6 @@
 //! `sluice status`.
 
-use agent_common::hook;
+use agent_common::{hook, limits};
 use serde::{Deserialize, Serialize};
 
 use super::{EndpointList, EndpointState, FlowsView};
@@ -16,6 +16,8 @@ use crate::source::Rejected;
 pub struct Status {
     /// The agent's version.
     pub version: String,
+    /// The layout of its maps, which stands in the name of their directory of pins: agents of one layout share their maps.
+    pub layout: u32,
     /// The node's name.
     pub node: String,
     /// Whether everything was synced and applied, programs are attached, and no source is lost.
@@ -223,6 +225,7 @@ impl Status {
         };
         Self {
             version: crate::observe::VERSION.to_owned(),
+            layout: limits::LAYOUT,
             node: summary.node.to_string(),
             ready: summary.waiting_for.is_empty(),
             waiting_for: summary.waiting_for.clone(),
