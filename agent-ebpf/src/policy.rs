@@ -63,16 +63,17 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
     let port_be = work.forward.new_destination_port_be;
     let kind = work.forward_key.protocol;
     let host = work.forward.flags & flow_flag::HOST != 0;
+    let by_link = !crate::mutant::removed!("address-only");
     let opener = if host {
         NO_SLOT
-    } else if work.here_responds == 0 {
+    } else if work.here_responds == 0 && by_link {
         work.here
     } else {
         slot_of(Maps.address(&opener_address))
     };
     let responder = if host {
         NO_SLOT
-    } else if work.here_responds != 0 {
+    } else if work.here_responds != 0 && by_link {
         work.here
     } else {
         slot_of(Maps.address(&responder_address))

@@ -19,6 +19,7 @@ mod stage;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod unmoved;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -106,6 +107,8 @@ pub struct Plan {
     changes: BTreeMap<PoolKey, Change>,
     leftovers: Garbage,
     refused: BTreeMap<Item, Problem>,
+    /// What the desired state says for the length of this plan.
+    overlay: Option<Delta>,
     /// Whether pods turn to other sets.
     turns: bool,
 }
@@ -224,8 +227,8 @@ impl Planner {
     }
 
     /// What is not in force as desired, and why.
-    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.problems.values()
+    pub fn failures(&self) -> impl Iterator<Item = (&Item, &Problem)> {
+        self.problems.iter()
     }
 
     /// Whether another plan, without any delta, has something to do.
@@ -272,6 +275,7 @@ impl Planner {
         self.pending
             .extend(groups.chain(addresses).chain(prefixes).chain(pods));
         self.pending_rules.extend(before.rules.into_keys());
+        plan.overlay = Some(overlay);
         plan
     }
 

@@ -8,6 +8,7 @@ mod enter;
 mod handle;
 mod intake;
 mod news;
+mod objects;
 mod snapshot;
 #[cfg(test)]
 mod tests;

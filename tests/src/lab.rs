@@ -31,6 +31,7 @@ pub mod pinned;
 pub mod pod;
 pub mod process;
 pub mod program;
+pub mod scrape;
 pub mod traffic;
 pub mod wire;
 

@@ -115,6 +115,21 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "unknown::a_pod_that_comes_back_in_another_slot_still_reaches_itself_through_its_service",
     ),
     packets(
+        "address-only",
+        "agent-ebpf/src/policy.rs: the end at a pod's link is judged as that pod, whoever has the address",
+        "unknown::the_policy_of_an_unknown_address_is_its_links",
+    ),
+    packets(
+        "any-slot-here",
+        "agent-ebpf/src/conntrack.rs: a flow that was judged for nobody at the pod's end is judged there again",
+        "unknown::an_entry_that_knows_no_slot_at_the_pods_end_is_judged_with_the_next_packet",
+    ),
+    unit(
+        "one-for-all",
+        "agent/src/plan/unmoved.rs: a prefix that has no room keeps back only pods whose sets tell it from what is around it",
+        "reconcile::tests::room::a_block_that_finds_no_room_is_told_of_its_policy_and_keeps_back_no_other_pod",
+    ),
+    packets(
         "no-epoch",
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
         "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::unmoved::Unmoved;
 use super::{Item, Plan, Planner, Transaction};
 use crate::datapath::{Datapath, DatapathError, Write};
+use crate::desired::Delta;
 use crate::problem::Problem;
 
 /// What came of a plan.
@@ -21,6 +23,8 @@ pub struct Applied {
 pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> Applied {
     let mut run = Run {
         failed: plan.refused.keys().cloned().collect(),
+        overlay: plan.overlay,
+        unmoved: Unmoved::Anybody,
         applied: Applied::default(),
         planner,
         datapath,
@@ -77,13 +81,23 @@ struct Run<'a> {
     planner: &'a mut Planner,
     datapath: &'a mut dyn Datapath,
     failed: BTreeSet<Item>,
+    /// What the plan says for a stage.
+    overlay: Option<Delta>,
+    /// Whom peers that could not be written keep back.
+    unmoved: Unmoved,
     applied: Applied,
 }
 
 impl Run<'_> {
     fn transaction(&mut self, transaction: &Transaction) {
-        let failed = |item: &Item| self.failed.contains(item);
-        if failed(&transaction.item) || transaction.needs.iter().any(failed) {
+        let failed = |item: &&Item| self.failed.contains(*item);
+        let missing: Vec<&Item> = transaction.needs.iter().filter(failed).collect();
+        if transaction.item == Item::Peers && !missing.is_empty() {
+            self.unmoved = Unmoved::of(self.planner, self.overlay.as_ref(), &missing);
+        }
+        let peers = |item: &Item| *item == Item::Peers && !self.waits(&transaction.item);
+        let waits = missing.iter().any(|item| !peers(item));
+        if self.failed.contains(&transaction.item) || waits {
             self.fail(transaction);
             return;
         }
@@ -100,6 +114,21 @@ impl Run<'_> {
             self.applied.writes += 1;
             self.applied.freed |= write.deletes();
         }
+    }
+
+    /// Whether a pod, or an address of one, waits for peers that could not be written.
+    fn waits(&self, item: &Item) -> bool {
+        let desired = &self.planner.desired;
+        let slot = match item {
+            Item::Pod(slot) => Some(*slot),
+            Item::Address(address) => desired.addresses.get(address).map(|e| e.slot.into()),
+            _ => None,
+        };
+        let Some(pod) = slot.and_then(|slot| desired.pods.get(&slot)) else {
+            return true;
+        };
+        let mut words = [pod.egress, pod.ingress].into_iter();
+        words.any(|word| self.unmoved.shows_to(word))
     }
 
     /// The transaction did not happen, or not whole: it is tried again, and what needs it waits.

@@ -10,6 +10,9 @@ use crate::datapath::contents::longest;
 /// Rules, as the maps hold them.
 pub(super) type Rules = BTreeMap<Bits<RuleKey>, Verdict>;
 
+/// What a set says of a group, without the numbers of both.
+pub(super) type Said = BTreeMap<Bits<RuleKey>, Verdict>;
+
 /// What a set says of a group. None of [`GROUP_ANY`], of which every peer is.
 pub(super) fn said(
     rules: &Rules,
@@ -35,6 +38,21 @@ pub(super) const fn named(bits: Bits<RuleKey>, set: u32, group: u32) -> Bits<Rul
         ..bits.data
     };
     Bits { data, ..bits }
+}
+
+/// What a set says of a group, to be held against what another says.
+pub(super) fn all_said(rules: &Rules, set: u32, group: u32) -> Said {
+    said(rules, set, group)
+        .map(|(bits, verdict)| (named(*bits, 0, 0), *verdict))
+        .collect()
+}
+
+/// Whether two say the same of who passes.
+pub(super) fn pass_the_same(a: &Said, b: &Said) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|((at, one), (there, other))| at == there && one.passes() == other.passes())
 }
 
 /// Whether a set passes all that a key covers, of peers of a group: where it says so of them or of any peer, in one rule. For sets that

@@ -14,17 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent_common::lookup::Tables;
 use agent_common::{
     Address, AddressEntry, GROUP_ANY, GroupEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry,
-    RuleKey, SetWord, Verdict, address_kind, limits, pod_flag, set_flag,
+    SetWord, address_kind, limits, pod_flag, set_flag,
 };
 
-use super::said::{Rules, named, said};
+use super::said::{Said, all_said, named, pass_the_same, said};
 use super::{Dirty, Planner};
+use crate::datapath::Contents;
 use crate::datapath::contents::longest;
-use crate::datapath::{Bits, Contents};
 use crate::desired::{Delta, STAGED_GROUPS, STAGED_IDENTITIES};
-
-/// What a set says of a group, without the numbers of both.
-type Said = BTreeMap<Bits<RuleKey>, Verdict>;
 
 /// Pods that turn: from a set (none: not isolated) to a set, by slot.
 type Turns = BTreeMap<(Option<u32>, Option<u32>), BTreeSet<u32>>;
@@ -114,20 +111,6 @@ fn turns(planner: &Planner, dirty: &Dirty) -> Turns {
         }
     }
     turns
-}
-
-/// What a set says of a group, to be held against what another says.
-fn all_said(rules: &Rules, set: u32, group: u32) -> Said {
-    said(rules, set, group)
-        .map(|(bits, verdict)| (named(*bits, 0, 0), *verdict))
-        .collect()
-}
-
-fn pass_the_same(a: &Said, b: &Said) -> bool {
-    a.len() == b.len()
-        && a.iter()
-            .zip(b)
-            .all(|((at, one), (there, other))| at == there && one.passes() == other.passes())
 }
 
 /// Whether prefixes speak of an address with this entry, in cilium mode.

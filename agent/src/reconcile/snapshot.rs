@@ -9,6 +9,7 @@ use agent_common::limits;
 use tokio::sync::oneshot;
 
 use super::drift::DriftState;
+use super::objects::Objects;
 use super::{Reconciler, news};
 use crate::compile::RuleName;
 use crate::datapath::Contents;
@@ -133,15 +134,19 @@ impl Reconciler {
         if !std::mem::take(&mut self.dirty_snapshot) {
             return;
         }
-        let planner = self.planner.as_ref();
-        let problems: BTreeSet<Problem> = planner
-            .into_iter()
-            .flat_map(Planner::problems)
-            .chain(&self.compiled.problems)
-            .chain(&self.unattached)
-            .chain(&self.drift.problems)
-            .cloned()
-            .collect();
+        let others = self.compiled.problems.iter();
+        let others = others.chain(&self.unattached).chain(&self.drift.problems);
+        let mut problems: BTreeSet<Problem> = others.cloned().collect();
+        if let Some(planner) = self.planner.as_ref()
+            && planner.failures().next().is_some()
+        {
+            let objects = Objects {
+                cluster: &self.cluster,
+                local: &self.local,
+                rules: self.compile.rules(),
+            };
+            problems.extend(objects.problems(planner));
+        }
         let compiled = self.compiled.notices.iter().map(|notice| Rejected {
             object: notice.object.clone(),
             id: None,
@@ -162,7 +167,7 @@ impl Reconciler {
             problems: problems.into_iter().collect(),
             rejected: self.rejected.values().cloned().collect(),
             notices: notices.collect(),
-            usage: planner.map(usage).unwrap_or_default(),
+            usage: self.planner.as_ref().map(usage).unwrap_or_default(),
             counts: self.counts,
             last_apply: self.last_apply.clone(),
             drift: self.drift.state.clone(),

@@ -1,5 +1,7 @@
 //! The loop over maps in memory, with a compile that knows services only.
 
+mod room;
+
 use agent_common::{Address, LinkEntry, Pod, ServiceEntry, ServiceKey, pod_flag, protocol};
 
 use super::*;

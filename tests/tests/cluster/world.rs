@@ -13,9 +13,8 @@ use tests::controlplane::{Cluster, ControlPlane};
 use tests::lab::agent::{Agent, AgentPlan, Source};
 use tests::lab::node::Node;
 use tests::lab::pod::{Pod, PodSpec};
+use tests::lab::scrape;
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
-
-use crate::scrape;
 
 /// The namespace of nearly everything.
 pub(crate) const NAMESPACE: &str = "shop";

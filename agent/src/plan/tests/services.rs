@@ -420,7 +420,7 @@ proptest! {
             watch_faults(&mut datapath, found, expected(world), true);
             let plan = planner.plan(&delta(&desired(&before), &desired(world)));
             let failed = apply(&mut planner, plan, &mut datapath);
-            prop_assert_eq!(failed.problems.is_empty(), planner.problems().next().is_none());
+            prop_assert_eq!(failed.problems.is_empty(), planner.failures().next().is_none());
             let found = answers(datapath.inner.view());
             watch_faults(&mut datapath, found, expected(world), true);
             for _ in 0..50 {
