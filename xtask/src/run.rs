@@ -21,6 +21,10 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "sluice")]
     once: bool,
 
+    /// The tour on optimised builds, which take longer to make; without it those of the tests.
+    #[arg(long, conflicts_with = "sluice")]
+    release: bool,
+
     /// Run `sluice` with these arguments instead of the tour (a real cluster: `-- agent --kubeconfig FILE`).
     #[arg(last = true, value_name = "ARGS")]
     sluice: Vec<OsString>,
@@ -34,32 +38,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return become_process(command);
     }
     setup::ensure(&[Need::Ebpf, Need::Lab])?;
-    programs()?;
-    let release = programs_directory();
-    let mut tour = shell::as_root(release.join("tour"))?;
+    let built = programs(arguments.release)?;
+    let mut tour = shell::as_root(built.join("tour"))?;
     tour.current_dir(workspace::root())
-        .env("SLUICE_BIN", release.join("sluice"));
+        .env("SLUICE_BIN", built.join("sluice"));
     if arguments.once {
         tour.arg("--once");
     }
     become_process(tour)
 }
 
-/// Builds `sluice` and the tour, optimised.
-///
-/// # Errors
-/// When they do not build.
-pub(crate) fn programs() -> Result<()> {
+/// Builds `sluice` and the tour; where they are.
+fn programs(release: bool) -> Result<PathBuf> {
     // Both at once: built apart, dependencies would be built twice, with features of their own for each.
     let mut build = workspace::cargo();
-    build.args(["build", "--release"]).args(AGENT);
-    build.args(["--bin", "tour"]);
-    shell::run(setup::with_ebpf_toolchain(&mut build))
-}
-
-/// Where [`programs`] leaves them.
-pub(crate) fn programs_directory() -> PathBuf {
-    workspace::target().join("release")
+    build.arg("build").args(AGENT).args(["--bin", "tour"]);
+    if release {
+        build.arg("--release");
+    }
+    shell::run(setup::with_ebpf_toolchain(&mut build))?;
+    Ok(workspace::target().join(if release { "release" } else { "debug" }))
 }
 
 /// Replaces this process: Ctrl-C and the exit code are then the program's own affair.

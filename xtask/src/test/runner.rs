@@ -10,13 +10,10 @@ use anyhow::{Context, Result, bail};
 
 use super::outcome::Outcome;
 use super::tiers::Tier;
-use crate::{build, run, setup, shell, workspace};
+use crate::{build, setup, shell, workspace};
 
 /// Targets of tests that start `sluice` as a process.
-const START_THE_AGENT: [&str; 3] = ["lab", "cluster", "soak"];
-
-/// The target that starts it as it is on nodes, optimised: what changes cost is measured there.
-const LOAD: &str = "load";
+const START_THE_AGENT: [&str; 4] = ["lab", "load", "cluster", "soak"];
 
 /// The one of them that upgrades it.
 const LAB: &str = "lab";
@@ -55,9 +52,6 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
             next(environment)?;
         }
         build::build(false, environment).context("the agent does not build")?;
-    }
-    if cargo.contains(&LOAD) {
-        run::programs()?;
     }
     let mut command = workspace::cargo();
     command
@@ -114,9 +108,6 @@ fn try_tests(
     command
         .envs(environment.iter().copied())
         .env("PATH", shell::path());
-    if tier.cargo.contains(&LOAD) {
-        command.env("SLUICE_BIN", run::programs_directory().join("sluice"));
-    }
     setup::with_ebpf_toolchain(&mut command).stdout(Stdio::piped());
 
     let mut child = command
