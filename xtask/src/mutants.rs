@@ -129,6 +129,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent/src/plan/unmoved.rs: a prefix that has no room keeps back only pods whose sets tell it from what is around it",
         "reconcile::tests::room::a_block_that_finds_no_room_is_told_of_its_policy_and_keeps_back_no_other_pod",
     ),
+    unit(
+        "wide-first",
+        "agent/src/plan/steps/policy.rs: prefixes are written before what is around them",
+        "plan::tests::nested::narrow_prefixes_come_before_what_is_around_them_and_go_after_it",
+    ),
     packets(
         "no-epoch",
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",

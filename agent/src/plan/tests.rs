@@ -6,6 +6,7 @@ mod crash;
 mod epochs;
 mod faults;
 mod moved;
+mod nested;
 mod policy;
 mod readers;
 mod scene;

@@ -207,7 +207,15 @@ impl Builder<'_> {
     }
 
     pub(super) fn prefixes(&mut self) {
-        for key in std::mem::take(&mut self.dirty.prefixes) {
+        // Narrow ones before what is around them, which would speak of them meanwhile; those that go the other way round.
+        let mut removed = Vec::new();
+        let mut keys: Vec<_> = std::mem::take(&mut self.dirty.prefixes)
+            .into_iter()
+            .collect();
+        if !crate::mutant::removed("wide-first") {
+            keys.reverse();
+        }
+        for key in keys {
             let wanted = self.planner.desired.prefixes.get(&key);
             if self.planner.mirror.contents.prefixes.get(&key) == wanted {
                 continue;
@@ -226,9 +234,10 @@ impl Builder<'_> {
                     };
                     list.push(one(item, needs, write));
                 }
-                None => self.phases.removed.push(one(item, Vec::new(), write)),
+                None => removed.push(one(item, Vec::new(), write)),
             }
         }
+        self.phases.removed.extend(removed.into_iter().rev());
     }
 
     /// A new set speaks of addresses as they are to be: where one could not be changed, the old set, which knows it, holds on. An
