@@ -330,7 +330,8 @@ impl Stage<'_> {
                 self.out.groups.contains_key(&entry.identity) && !self.fresh_word(entry.identity)
             });
             let changes = now.map(|e| e.identity) != then.map(|e| e.identity);
-            let must = changes && groups.0 != groups.1 && (left || joined);
+            // Also where its groups are one: the word of the identity that it leaves or joins is another meanwhile.
+            let must = changes && (left || joined);
             if !(must || self.shows(&moves)) {
                 continue;
             }
@@ -385,20 +386,20 @@ impl Stage<'_> {
                     self.out.groups.contains_key(&e.identity) && !self.fresh_word(e.identity)
                 });
             let late = then.is_none();
-            shows |= must && groups.0 != groups.1;
+            shows |= must;
             shows |= self.shows(&Move {
                 groups,
                 slot: None,
                 late,
             });
-            moves.push((*key, groups));
+            moves.push((*key, groups, must));
         }
         if !shows {
             return;
         }
         // One within the other: all together, so that what is around one is where it is to be.
-        for (key, groups) in moves {
-            if groups.0 != groups.1
+        for (key, groups, must) in moves {
+            if (must || groups.0 != groups.1)
                 && let Some(identity) = self.identity(groups)
             {
                 let entry = PrefixEntry { identity, _zero: 0 };
