@@ -80,3 +80,56 @@ impl Flow {
 }
 
 const _: () = assert!(size_of::<Timeouts>() == 28);
+
+#[cfg(test)]
+mod tests {
+    use super::Timeouts;
+    use crate::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
+
+    /// None like another.
+    const ALL: Timeouts = Timeouts {
+        tcp_established: 7,
+        tcp_closing: 6,
+        tcp_unreplied: 5,
+        udp: 4,
+        udp_unreplied: 3,
+        echo: 2,
+        other: 1,
+    };
+    /// A protocol that nothing here knows: GRE.
+    const GRE: u8 = 47;
+
+    #[test]
+    fn each_protocol_and_state_has_its_own() {
+        // Of each protocol: answered; not answered; closing, answered and not.
+        let table = [
+            (TCP, [7, 5, 6, 6]),
+            (UDP, [4, 3, 4, 3]),
+            (ICMP, [2; 4]),
+            (ICMPV6, [2; 4]),
+            (SCTP, [1; 4]),
+            (GRE, [1; 4]),
+        ];
+        for (kind, wanted) in table {
+            let states = [(false, true), (false, false), (true, true), (true, false)];
+            let told = states.map(|(closing, answered)| *ALL.of(kind, closing, answered));
+            assert_eq!(told, wanted, "protocol {kind}");
+        }
+    }
+
+    #[test]
+    fn the_shortest_is_found_wherever_it_stands() {
+        let with = |change: fn(&mut Timeouts)| {
+            let mut timeouts = Timeouts { other: 8, ..ALL };
+            change(&mut timeouts);
+            timeouts.shortest()
+        };
+        assert_eq!(with(|_| ()), 2);
+        assert_eq!(with(|t| t.tcp_established = 1), 1);
+        assert_eq!(with(|t| t.tcp_closing = 1), 1);
+        assert_eq!(with(|t| t.tcp_unreplied = 1), 1);
+        assert_eq!(with(|t| t.udp = 1), 1);
+        assert_eq!(with(|t| t.udp_unreplied = 1), 1);
+        assert_eq!(with(|t| t.other = 1), 1);
+    }
+}

@@ -89,6 +89,7 @@ fn changes_leave_the_throughput_of_what_stands() -> Result<()> {
             pause: Duration::ZERO,
             deadline: 2 * DEADLINE,
             cpu: Some(TRAFFIC_CPU),
+            source: None,
         },
     )?;
     let mut left = round(&scene, &held)?;

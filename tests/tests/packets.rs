@@ -39,6 +39,8 @@ mod policy;
 mod services;
 #[path = "packets/shares.rs"]
 mod shares;
+#[path = "packets/timeouts.rs"]
+mod timeouts;
 #[path = "packets/unknown.rs"]
 mod unknown;
 #[path = "packets/verifier.rs"]

@@ -139,10 +139,20 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
         "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
     ),
+    lab(
+        "no-epoch",
+        "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+        "revocation::what_a_change_takes_away_ends_with_the_next_packet_either_way",
+    ),
     packets(
         "no-share",
         "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
         "shares::a_pod_at_its_share_goes_on_among_the_unanswered",
+    ),
+    packets(
+        "untold-timeouts",
+        "agent/src/datapath/load.rs: how long flows may be idle, which the programs are told when they are loaded",
+        "timeouts::the_programs_obey_the_timeouts_that_they_are_told",
     ),
     kernel(
         "gc-without-recheck",
@@ -187,6 +197,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     upgrade(
         "upgrade-without-copy",
         "agent/src/datapath/migrate/moving.rs: the copy of flows from the tables of another layout",
+    ),
+    upgrade(
+        "upgrade-without-sockets",
+        "agent/src/datapath/migrate/moving.rs: the copy of whom the host's sockets asked, from the table of another layout",
     ),
     upgrade(
         "no-handover",

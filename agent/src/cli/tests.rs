@@ -150,7 +150,12 @@ fn the_agents_flags() {
         "--conntrack-max=5000",
         "--conntrack-share=100",
         "--conntrack-tcp-timeout-established=1h30m",
+        "--conntrack-tcp-timeout-closing=11",
+        "--conntrack-tcp-timeout-unreplied=22s",
+        "--conntrack-udp-timeout-stream=3m",
         "--conntrack-udp-timeout=7",
+        "--conntrack-icmp-timeout=44",
+        "--conntrack-generic-timeout=1d",
     ])
     .unwrap();
     assert_eq!(full.devices, ["eth0", "eth1"]);
@@ -158,9 +163,17 @@ fn the_agents_flags() {
         (full.conntrack.max, full.conntrack.share),
         (Some(5_000), 100)
     );
-    let timeouts = full.conntrack.timeouts();
-    assert_eq!(timeouts.tcp_established, agent_common::clock::ticks(5_400));
-    assert_eq!(timeouts.udp_unreplied, agent_common::clock::ticks(7));
+    let ticks = agent_common::clock::ticks;
+    let told = agent_common::Timeouts {
+        tcp_established: ticks(5_400),
+        tcp_closing: ticks(11),
+        tcp_unreplied: ticks(22),
+        udp: ticks(180),
+        udp_unreplied: ticks(7),
+        echo: ticks(44),
+        other: ticks(86_400),
+    };
+    assert_eq!(full.conntrack.timeouts(), told);
     assert_eq!(full.metrics_address, Some("[::1]:9966".parse().unwrap()));
     assert!(
         agent(&["--manifests", "m", "--kubeconfig", "k"]).is_err(),

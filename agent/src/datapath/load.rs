@@ -115,6 +115,13 @@ pub struct Loaded {
     pub kept: Vec<Kept>,
 }
 
+/// Tells the programs how long flows may be idle; until they are loaded.
+pub fn tell_timeouts<'a>(loader: &mut EbpfLoader<'a>, timeouts: &'a Timeouts) {
+    if !mutant::removed("untold-timeouts") {
+        loader.override_global("TIMEOUTS", timeouts, true);
+    }
+}
+
 /// Takes over or makes the pinned maps, and loads every program. Where maps of another layout are in force, this one's are filled
 /// from them. Tables of flows that are pinned keep their capacity; `timeouts` are those of the programs and of the
 /// collection alike.
@@ -130,8 +137,8 @@ pub fn load(pins: &Pins, sizes: &Sizes, timeouts: &Timeouts) -> Result<Loaded, L
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-        .override_global("HAS_SET_RETVAL", &has_set_retval, false)
-        .override_global("TIMEOUTS", timeouts, true);
+        .override_global("HAS_SET_RETVAL", &has_set_retval, false);
+    tell_timeouts(&mut loader, timeouts);
     let mutant = mutant::word();
     if let Some(number) = &mutant {
         loader.override_global("MUTANT", number, true);

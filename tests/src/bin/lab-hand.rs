@@ -13,7 +13,8 @@ use clap::Parser;
 use tests::lab::Lab;
 use tests::lab::host::{HostProcess, Reply, Request};
 use tests::lab::pod::PodSpec;
-use tests::lab::traffic::{Server, probe, unconnected};
+use tests::lab::traffic::unconnected::{self, Question};
+use tests::lab::traffic::{Server, probe};
 
 /// What to be.
 #[derive(Debug, Parser)]
@@ -43,13 +44,13 @@ fn main() -> Result<()> {
 }
 
 fn serve() -> Result<()> {
-    let mut servers = Vec::new();
+    let mut keeps = Keeps::default();
     for line in stdin().lock().lines() {
         let line = line.context("reading a request")?;
         let request =
             serde_json::from_str(&line).with_context(|| format!("the request {line:?}"))?;
         let reply =
-            act(request, &mut servers).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+            act(request, &mut keeps).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
         let mut out = stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&reply)?)?;
         out.flush()?;
@@ -57,7 +58,14 @@ fn serve() -> Result<()> {
     Ok(())
 }
 
-fn act(request: Request, servers: &mut Vec<Server>) -> Result<Reply> {
+/// What outlives a request.
+#[derive(Default)]
+struct Keeps {
+    servers: Vec<Server>,
+    questions: Vec<Question>,
+}
+
+fn act(request: Request, Keeps { servers, questions }: &mut Keeps) -> Result<Reply> {
     Ok(match request {
         Request::Ask {
             proto,
@@ -70,6 +78,17 @@ fn act(request: Request, servers: &mut Vec<Server>) -> Result<Reply> {
             token,
             deadline,
         } => Reply::Outcome(unconnected::ask_here(to, &token, deadline)?),
+        Request::Post { to, token } => match Question::ask_here(to, &token)? {
+            Ok(question) => {
+                questions.push(question);
+                Reply::Posted(questions.len() - 1)
+            }
+            Err(refused) => Reply::Outcome(refused),
+        },
+        Request::Answer { question, deadline } => {
+            let question = questions.get(question).context("no such question")?;
+            Reply::Outcome(question.answer(deadline)?)
+        }
         Request::Serve { name, binds } => {
             let server = Server::start_here(&name, &binds)?;
             let addresses = server.addresses().to_vec();

@@ -44,6 +44,20 @@ pub enum Request {
         /// How long the answer may take.
         deadline: Duration,
     },
+    /// Send one datagram from a socket that is not connected, which is kept for its answer.
+    Post {
+        /// Whom to.
+        to: SocketAddr,
+        /// Saying what.
+        token: String,
+    },
+    /// Wait for the answer to an earlier [`Request::Post`], by its number.
+    Answer {
+        /// Which.
+        question: usize,
+        /// How long it may take.
+        deadline: Duration,
+    },
     /// Start a server; it runs as long as the process.
     Serve {
         /// Its name.
@@ -59,8 +73,10 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// To [`Request::Ask`] and [`Request::SendTo`].
+    /// To [`Request::Ask`], [`Request::SendTo`] and [`Request::Answer`]; and to a [`Request::Post`] that could not be sent.
     Outcome(Outcome),
+    /// To [`Request::Post`]: its number.
+    Posted(usize),
     /// To [`Request::Serve`]: where it listens, with real ports.
     Serving(Vec<(Proto, SocketAddr)>),
     /// To [`Request::Counts`].
@@ -136,6 +152,30 @@ impl HostProcess {
             token,
             deadline,
         })? {
+            Reply::Outcome(outcome) => Ok(outcome),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends one datagram from the node by `sendto`, and answers its number for [`HostProcess::answer`].
+    ///
+    /// # Errors
+    /// The process is gone, or it could not send.
+    pub fn post(&mut self, to: SocketAddr) -> Result<usize> {
+        let token = format!("host-{}", self.id());
+        match self.call(&Request::Post { to, token })? {
+            Reply::Posted(question) => Ok(question),
+            Reply::Outcome(outcome) => bail!("sending to {to}: {outcome}"),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Waits for the answer to what was posted.
+    ///
+    /// # Errors
+    /// The process is gone, or there is no such question.
+    pub fn answer(&mut self, question: usize, deadline: Duration) -> Result<Outcome> {
+        match self.call(&Request::Answer { question, deadline })? {
             Reply::Outcome(outcome) => Ok(outcome),
             other => Err(unexpected(&other)),
         }

@@ -235,6 +235,11 @@ impl ManifestDir {
         Ok(this)
     }
 
+    /// A directory that is there, with one beside it on the same file system: another's, perhaps, seen through `/proc`.
+    pub fn seen_at(path: PathBuf, staging: PathBuf) -> Self {
+        Self { path, staging }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

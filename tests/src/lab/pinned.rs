@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use agent_common::{
     Counter, Flow, LinkEntry, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey,
     Tuple, Verdict, drop_index,
-    gate::{GateWord, SIDE_SLOTS, slot},
+    gate::{self, GateWord},
     hook,
     limits::LAYOUT,
     pod_flag,
@@ -54,22 +54,25 @@ impl Pinned {
         Ok(GateWord(word.get(&0, 0)?))
     }
 
-    /// The numbers of the TC programs on the gate's side that is in force, and of those on the other.
+    /// The numbers of the programs on the gate's side that is in force, of TC and of sockets, and of those on the other.
     ///
     /// # Errors
     /// There is no gate.
     pub fn gate_programs(&self) -> Result<[Vec<u32>; 2]> {
         let word = self.in_force()?;
-        // To userspace an element of a program array is the program's number.
-        let gate = open(&self.root.join("hooks/maps/gate"))?;
-        let gate: Array<_, u32> = Array::try_from(Map::Array(gate))?;
-        let side = |side| {
-            let hooks = 0..SIDE_SLOTS;
-            hooks
-                .filter_map(|hook| gate.get(&slot(side, hook), 0).ok())
-                .collect()
-        };
-        Ok([side(word.side()), side(word.other())])
+        let arrays = gate::MAPS.into_iter().filter(|map| *map != "gate_word");
+        let mut programs = [Vec::new(), Vec::new()];
+        for map in arrays {
+            // To userspace an element of a program array is the program's number.
+            let array = open(&self.root.join("hooks/maps").join(map))?;
+            let array: Array<_, u32> = Array::try_from(Map::Array(array))?;
+            let hooks = array.len() / gate::SOCKET_SLOTS;
+            for (side, programs) in [word.side(), word.other()].into_iter().zip(&mut programs) {
+                let slots = side * hooks..(side + 1) * hooks;
+                programs.extend(slots.filter_map(|slot| array.get(&slot, 0).ok()));
+            }
+        }
+        Ok(programs)
     }
 
     /// Packets dropped for a reason so far, at all hooks.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agent_common::{Flow, Tuple, clock};
 use nix::time::{ClockId, clock_gettime};
 
-use super::world::World;
+use super::world::{World, clear};
 
 /// The key of packets from one end to another. `protocol` is IP's number.
 pub fn tuple(protocol: u8, from: SocketAddr, to: SocketAddr) -> Tuple {
@@ -60,6 +60,19 @@ impl World {
     /// Writes an answered flow's entry.
     pub fn plant(&mut self, key: Tuple, flow: Flow) {
         self.must(|w| Ok(w.conntrack.insert(key, flow, 0)?));
+    }
+
+    /// Writes the entry of a flow that was not answered.
+    pub fn plant_waiting(&mut self, key: Tuple, flow: Flow) {
+        self.must(|w| Ok(w.unreplied.insert(key, flow, 0)?));
+    }
+
+    /// Forgets every flow.
+    pub fn clear_flows(&mut self) {
+        self.must(|w| {
+            clear(&mut w.conntrack)?;
+            clear(&mut w.unreplied)
+        });
     }
 
     /// Evicts one entry of a flow that was not answered, as the kernel does when the table is full.

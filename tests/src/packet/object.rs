@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use agent_common::{gate, hook};
+use agent_common::{Timeouts, gate, hook};
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{CgroupSockAddr, SchedClassifier};
@@ -70,7 +70,16 @@ fn bytes() -> Result<&'static [u8]> {
 /// # Errors
 /// No object, or the kernel takes none of its maps.
 pub fn open(set_retval: bool) -> Result<Ebpf> {
+    open_told(set_retval, &Timeouts::DEFAULT)
+}
+
+/// The same, with programs that are told how long flows may be idle, as an agent tells them.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_told(set_retval: bool, timeouts: &Timeouts) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
+    sluice::datapath::load::tell_timeouts(&mut loader, timeouts);
     for (name, entries) in CAPACITIES {
         loader.map_max_entries(name, *entries);
     }

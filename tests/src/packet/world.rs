@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, GroupEntry, Head,
     LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Share,
-    Slot, Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
+    Slot, Timeouts, Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -105,18 +105,30 @@ impl World {
     pub fn new(family: Family) -> Result<Self> {
         let links = links::enter()?;
         let left = idle().pop();
-        let mut world = match left {
+        let world = match left {
             Some(mut world) => {
                 world.empty().context("emptying the maps")?;
                 world
             }
-            None => Self::load(links)?,
+            None => Self::load(links, &Timeouts::DEFAULT)?,
         };
-        world.family = family;
-        world.features(0)?;
-        world.address(family.host(), address_kind::HOST, None, 1)?;
-        world.address(family.node(), address_kind::NODE, None, 2)?;
-        Ok(world)
+        world.begin(family)
+    }
+
+    /// The same with programs that are told other timeouts, which no other row is to get.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn told(family: Family, timeouts: &Timeouts) -> Result<Self> {
+        Self::load(links::enter()?, timeouts)?.begin(family)
+    }
+
+    fn begin(mut self, family: Family) -> Result<Self> {
+        self.family = family;
+        self.features(0)?;
+        self.address(family.host(), address_kind::HOST, None, 1)?;
+        self.address(family.node(), address_kind::NODE, None, 2)?;
+        Ok(self)
     }
 
     /// Leaves the programs and maps to another row. After a panic they are better dropped.
@@ -124,8 +136,8 @@ impl World {
         idle().push(self);
     }
 
-    fn load(links: &'static [u32]) -> Result<Self> {
-        let mut ebpf = object::open(false)?;
+    fn load(links: &'static [u32], timeouts: &Timeouts) -> Result<Self> {
+        let mut ebpf = object::open_told(false, timeouts)?;
         let programs = object::load_classifiers(&mut ebpf)?;
         Ok(Self {
             family: Family::V4,
@@ -458,7 +470,7 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
         .with_context(|| format!("no map `{name}` in the object"))
 }
 
-fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+pub(super) fn clear<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
     for key in keys {
         map.remove(&key)?;

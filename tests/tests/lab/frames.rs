@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use agent_common::Reason;
 use anyhow::{Context, Result, ensure};
 use nix::ifaddrs::getifaddrs;
+use tests::lab::netns::Netns;
 use tests::lab::pod::Pod;
 use tests::lab::traffic::raw::{RawSocket, arp_request};
 
@@ -13,7 +14,7 @@ use crate::scene::{DEADLINE, HTTP, Scene, roles};
 use crate::verdict::ensure_unseen;
 
 /// The MAC of every host side.
-const HOST_MAC: [u8; 6] = [0xaa; 6];
+pub(crate) const HOST_MAC: [u8; 6] = [0xaa; 6];
 /// The link-local address that the kernel derives from [`HOST_MAC`] (RFC 4291, appendix A).
 const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xa8aa, 0xaaff, 0xfeaa, 0xaaaa);
 /// Any port of the sender.
@@ -29,15 +30,20 @@ mod ethertype {
     pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
 }
 
+/// The MAC of an interface.
+pub(crate) fn mac_of(netns: &Netns, device: &str) -> Result<[u8; 6]> {
+    netns.run(|| -> Result<[u8; 6]> {
+        getifaddrs()
+            .context("listing interfaces")?
+            .filter(|interface| interface.interface_name == device)
+            .find_map(|interface| interface.address?.as_link_addr()?.addr())
+            .with_context(|| format!("the interface {device} has no MAC"))
+    })?
+}
+
 /// The MAC of a pod's own side.
 fn mac(pod: &Pod) -> Result<[u8; 6]> {
-    pod.netns().run(|| -> Result<[u8; 6]> {
-        getifaddrs()
-            .context("listing a pod's interfaces")?
-            .filter(|interface| interface.interface_name == Pod::DEVICE)
-            .find_map(|interface| interface.address?.as_link_addr()?.addr())
-            .context("a pod's interface has no MAC")
-    })?
+    mac_of(pod.netns(), Pod::DEVICE)
 }
 
 /// Ones' complement sum, folded and inverted (RFC 1071).
@@ -82,7 +88,7 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// What is behind the MAC addresses: type, IP header, UDP.
-fn datagram(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
     let udp = udp(from, to, port, payload);
     let length = |header: usize| {
         u16::try_from(header + udp.len())

@@ -2,6 +2,7 @@
 //!
 //! Needs root. Every test has a lab of its own.
 
+mod addresses;
 mod bad_input;
 mod cleanup;
 mod clsact;

@@ -1,12 +1,12 @@
 //! The node's parts go and come: links, pods, uplinks, addresses; and somebody else's programs sit behind ours. Each is found, and nobody
 //! else notices.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use agent_common::{Address, AddressEntry, Reason};
+use agent_common::Reason;
 use anyhow::{Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::MapData;
 use serde_json::json;
 use tests::lab::foreign::{Counting, Side};
 use tests::lab::manifests;
@@ -15,6 +15,7 @@ use tests::lab::pod::Pod;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::wire::Wire;
 
+use crate::addresses;
 use crate::cleanup::attached;
 use crate::policies::{deny_all, on};
 use crate::scene::{DEADLINE, HTTP, POLL, SERVICE, Scene, at, roles, service, vip};
@@ -190,7 +191,7 @@ fn a_pod_that_is_made_again_inherits_nothing() -> Result<()> {
 
 /// The kernel itself says that a pod's link carries our programs, both ways: on an index that is given out again, status and pins of
 /// the link before look the same.
-fn await_programs(scene: &Scene, name: &str) -> Result<()> {
+pub(crate) fn await_programs(scene: &Scene, name: &str) -> Result<()> {
     let device = &scene.actor(name)?.pod.device;
     await_that("two programs at the pod's link", || {
         let all = attached(&scene.node)?;
@@ -242,24 +243,7 @@ fn an_uplink_that_is_replaced_is_served_and_addresses_are_followed() -> Result<(
     scene.assert_allowed(BACKENDS[0], "world", HTTP)?;
     scene.assert_denied("world", "guarded", HTTP, Reason::PolicyIngress)?;
 
-    // The host's addresses: what comes from outside with one of them as source is forged.
-    let own: IpAddr = "10.99.0.1".parse()?;
-    let known = || -> Result<bool> {
-        let addresses: HashMap<_, Address, AddressEntry> =
-            HashMap::try_from(Map::HashMap(open(&stage, "addresses")?))?;
-        Ok(addresses.get(&Address::from(own), 0).is_ok())
-    };
-    ensure!(!known()?);
-    scene
-        .node
-        .netns()
-        .ip(&format!("addr add {own}/32 dev lo"))?;
-    await_that("the host's new address", known)?;
-    scene
-        .node
-        .netns()
-        .ip(&format!("addr del {own}/32 dev lo"))?;
-    await_that("its end", || Ok(!known()?))?;
+    addresses::assert_followed(&stage)?;
     stage.assert_in_force()?;
     stage.assert_held()
 }

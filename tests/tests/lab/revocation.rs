@@ -1,170 +1,29 @@
 //! What a change takes away ends with the next packet of every connection that stands, whichever end sends it; what is still allowed
 //! notices nothing.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Instant;
+mod pair;
 
-use agent_common::Reason;
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::lab::manifests;
+use tests::lab::manifests::{self, Endpoint};
+use tests::lab::pod::Pod;
 use tests::lab::traffic::Proto;
 use tests::lab::traffic::counters::Counters;
 use tests::lab::traffic::stream::{Receiver, Sender, StreamPlan};
 
+use self::pair::{FIXED, Pair, Place, ensure_cut};
+use crate::node_parts::await_programs;
 use crate::policies::on;
-use crate::scene::{DEADLINE, POLL, Role, Scene};
+use crate::scene::{DEADLINE, Role, Scene, port, vip};
 
-/// What one end sends to the other.
-const WORD: &[u8; 8] = b"in-force";
 /// Datagrams a second of each stream of the friend's.
 const RATE: u32 = 300;
 /// The port of the streams' receivers.
 const STREAM_PORT: u16 = 7_000;
-
-/// A connection with both of its ends in this process.
-struct Pair {
-    /// For people.
-    name: String,
-    ends: [End; 2],
-}
-
-enum End {
-    Tcp(TcpStream),
-    Udp(UdpSocket),
-}
-
-impl End {
-    fn send(&mut self) -> Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.write_all(WORD)?,
-            Self::Udp(socket) => ensure!(socket.send(WORD)? == WORD.len()),
-        }
-        Ok(())
-    }
-
-    /// The other end's word; None where nothing is there in time.
-    fn receive(&mut self) -> Result<Option<()>> {
-        let mut word = [0; WORD.len()];
-        let result = match self {
-            Self::Tcp(stream) => stream.read_exact(&mut word),
-            Self::Udp(socket) => socket.recv(&mut word).map(|_| ()),
-        };
-        match result {
-            Ok(()) => {
-                ensure!(word == *WORD, "a word that nobody sent: {word:?}");
-                Ok(Some(()))
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error).context("receiving"),
-        }
-    }
-
-    /// Whether to wait for words that are still to come, or only to look.
-    fn patient(&self, patient: bool) -> Result<()> {
-        let timeout = Some(if patient { DEADLINE } else { POLL });
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(timeout)?,
-            Self::Udp(socket) => socket.set_read_timeout(timeout)?,
-        }
-        Ok(())
-    }
-}
-
-impl Pair {
-    /// A connection that `opener` makes to `responder`, and that has carried a word each way.
-    fn open(scene: &Scene, opener: &str, responder: &str, proto: Proto, at: usize) -> Result<Self> {
-        let (from, to) = (scene.netns(opener)?, scene.netns(responder)?);
-        let any = |name: &str| -> Result<(IpAddr, u16)> { Ok((scene.addresses(name)?[at], 0)) };
-        let (here, there) = (any(opener)?, any(responder)?);
-        let ends = match proto {
-            Proto::Tcp => {
-                let listener = to.run(|| TcpListener::bind(there))??;
-                let address = listener.local_addr()?;
-                let near = from.run(|| TcpStream::connect_timeout(&address, DEADLINE))??;
-                near.set_nodelay(true)?;
-                let (far, _) = listener.accept()?;
-                far.set_nodelay(true)?;
-                [End::Tcp(near), End::Tcp(far)]
-            }
-            Proto::Udp => {
-                let near = from.run(|| UdpSocket::bind(here))??;
-                let far = to.run(|| UdpSocket::bind(there))??;
-                let connect = |socket: &UdpSocket, to: SocketAddr| socket.connect(to);
-                connect(&near, far.local_addr()?)?;
-                connect(&far, near.local_addr()?)?;
-                [End::Udp(near), End::Udp(far)]
-            }
-        };
-        let mut pair = Self {
-            name: format!("{proto} from {opener} to {responder} at {}", there.0),
-            ends,
-        };
-        pair.ensure_passes()?;
-        Ok(pair)
-    }
-
-    /// Connections that one opened to the other, and the other way round: both protocols, both families.
-    fn all(scene: &Scene, one: &str, other: &str) -> Result<Vec<Self>> {
-        let mut pairs = Vec::new();
-        for (opener, responder) in [(one, other), (other, one)] {
-            for proto in Proto::ALL {
-                for at in 0..2 {
-                    pairs.push(Self::open(scene, opener, responder, proto, at)?);
-                }
-            }
-        }
-        Ok(pairs)
-    }
-
-    /// A word each way arrives.
-    fn ensure_passes(&mut self) -> Result<()> {
-        for (from, to) in [(0, 1), (1, 0)] {
-            self.ends[to].patient(true)?;
-            self.ends[from].send()?;
-            let arrived = self.ends[to].receive()?;
-            ensure!(arrived.is_some(), "{}: nothing arrived", self.name);
-        }
-        Ok(())
-    }
-}
-
-/// One packet in each direction of each connection, none of which arrives: each is dropped for one of the policy's reasons.
-fn ensure_cut(scene: &Scene, pairs: &mut [Pair]) -> Result<()> {
-    let drops = || -> Result<u64> {
-        let pinned = scene.pinned();
-        Ok(pinned.drops(Reason::PolicyIngress)? + pinned.drops(Reason::PolicyEgress)?)
-    };
-    let before = drops()?;
-    let sent = 2 * pairs.len() as u64;
-    for pair in pairs.iter_mut() {
-        for end in &mut pair.ends {
-            end.send()?;
-        }
-    }
-    let end = Instant::now() + DEADLINE;
-    while drops()? - before < sent {
-        ensure!(
-            Instant::now() < end,
-            "of {sent} packets {} were dropped: {:?}",
-            drops()? - before,
-            scene.pinned().all_drops()?
-        );
-        std::thread::sleep(POLL);
-    }
-    for pair in pairs {
-        for end in &mut pair.ends {
-            end.patient(false)?;
-            ensure!(
-                end.receive()?.is_none(),
-                "{}: a word arrived that nothing allows",
-                pair.name
-            );
-        }
-    }
-    Ok(())
-}
+/// The services of the server and of the subject.
+const SERVICES: [(&str, u8); 2] = [("server", 30), ("subject", 31)];
 
 /// A friend of the server's, who is allowed all the while.
 struct Friend {
@@ -189,7 +48,7 @@ impl Friend {
             }
         }
         Ok(Self {
-            pairs: Pair::all(scene, "friend", "server")?,
+            pairs: Pair::all(&Place::of(scene, "friend")?, &Place::of(scene, "server")?)?,
             before: Counters::read(scene.netns("friend")?)?,
             streams,
         })
@@ -235,65 +94,109 @@ fn app(name: &str) -> Value {
     json!({ "podSelector": { "matchLabels": { "app": name } } })
 }
 
+fn block(ipv6: bool) -> Value {
+    json!({ "ipBlock": { "cidr": manifests::world_cidr(ipv6) } })
+}
+
+/// A service that leads to a pod's [`FIXED`] port.
+fn fixed_service(name: &str, number: u8, pod: &Pod) -> [Value; 3] {
+    let ports = Proto::ALL.map(|proto| port(FIXED, proto));
+    let [v4, v6] = manifests::endpoint_slices("default", name, &ports, &[Endpoint::ready(pod)]);
+    let service = manifests::service("default", name, &vip(number), &ports);
+    [service, v4, v6]
+}
+
 // Fails with mutant "no-epoch".
 #[test]
 fn what_a_change_takes_away_ends_with_the_next_packet_either_way() -> Result<()> {
-    let scene = Scene::new(&[
+    let mut scene = Scene::new(&[
         Role::new("server"),
         Role::new("friend"),
         Role::new("subject"),
         Role::new("guest").in_namespace("guests"),
     ])?;
+    // A pod that is like the subject, of a node that has no agent: both ends of its connections are judged here, or not at all.
+    let node = scene.lab.node("b")?;
+    let remote = node.pod("remote")?;
+    let far = |app: &str| manifests::pod(&remote, &[("app", app)], &[]);
+    scene.dir.put(&manifests::node(&node, &[]))?;
+    scene.dir.put(&far("subject"))?;
+    for (name, number) in SERVICES {
+        let pod = &scene.actor(name)?.pod;
+        scene.dir.put_all(&fixed_service(name, number, pod))?;
+    }
     let trusted = |team: &str| manifests::namespace("guests", &[("team", team)]);
-    let all = only(&json!([
+    let guests = json!({ "namespaceSelector": { "matchLabels": { "team": "guests" } } });
+    let everyone = [
         app("friend"),
         app("subject"),
-        { "namespaceSelector": { "matchLabels": { "team": "guests" } } },
-    ]));
+        guests.clone(),
+        block(false),
+        block(true),
+    ];
+    let all = only(&json!(everyone));
     scene.apply([&all])?;
+    let place = |name: &str| Place::of(&scene, name);
+    let (server, subject, guest) = (place("server")?, place("subject")?, place("guest")?);
+    let (world, elsewhere) = (place("world")?, Place::of_pod(&remote));
     let mut friend = Friend::start(&scene)?;
 
+    // Every connection of one with the server that a change is to end.
+    let pairs = |whose: &[&Place]| -> Result<Vec<Pair>> {
+        let mut pairs = Vec::new();
+        for place in whose {
+            pairs.extend(Pair::all(place, &server)?);
+            if place.name == subject.name {
+                let [(_, of_server), (_, of_subject)] = SERVICES;
+                pairs.extend(Pair::by_service(place, &server, vip(of_server))?);
+                pairs.extend(Pair::by_service(&server, place, vip(of_subject))?);
+            }
+        }
+        Ok(pairs)
+    };
     let mut cut = |what: &str,
-                   whose: &str,
+                   whose: &[&Place],
                    change: &dyn Fn() -> Result<()>,
                    back: &dyn Fn() -> Result<()>| {
-        let mut pairs = Pair::all(&scene, whose, "server").context("before")?;
+        let mut standing = pairs(whose).context("before")?;
+        let count = standing.len();
         change()?;
-        ensure_cut(&scene, &mut pairs).context("after")?;
+        ensure_cut(&scene, &mut standing).context("after")?;
         friend.ensure_passes().context("the friend's")?;
-        drop(pairs);
+        drop(standing);
         back()?;
         // The control: it was the change.
-        for mut pair in Pair::all(&scene, whose, "server").context("and back")? {
+        for mut pair in pairs(whose).context("and back")? {
             pair.ensure_passes()?;
         }
         tests::say(format_args!(
-            "{what}: every live connection is cut with its next packet, in both directions"
+            "{what}: {count} live connections are cut with their next packet, in both directions"
         ));
         Ok::<(), anyhow::Error>(())
     };
 
+    let relabel = |app: &str| {
+        let near = manifests::pod(&scene.actor("subject")?.pod, &[("app", app)], &[]);
+        scene.apply([&near, &far(app)])
+    };
     cut(
         "a relabel",
-        "subject",
-        &|| scene.relabel("subject", &[("app", "stranger")]),
-        &|| scene.relabel("subject", &[("app", "subject")]),
+        &[&subject, &elsewhere],
+        &|| relabel("stranger"),
+        &|| relabel("subject"),
     )
     .context("a relabel")?;
-    let fewer = only(&json!([
-        app("friend"),
-        { "namespaceSelector": { "matchLabels": { "team": "guests" } } },
-    ]));
+    let fewer = only(&json!([app("friend"), guests]));
     cut(
         "a policy change",
-        "subject",
+        &[&subject, &elsewhere, &world],
         &|| scene.apply([&fewer]),
         &|| scene.apply([&all]),
     )
     .context("a policy change")?;
     cut(
         "a namespace relabel",
-        "guest",
+        &[&guest],
         &|| scene.apply([&trusted("nobody")]),
         &|| scene.apply([&trusted("guests")]),
     )
@@ -307,12 +210,42 @@ fn what_a_change_takes_away_ends_with_the_next_packet_either_way() -> Result<()>
         scene.apply([to])
     };
     cut(
-        "an address that goes to another pod",
-        "subject",
+        "an address that goes to another pod of its link",
+        &[&subject],
         &|| moves(&own, &heir),
         &|| moves(&heir, &own),
     )
-    .context("an address that goes to another pod")?;
+    .context("an address that goes to another pod of its link")?;
+
+    // The link goes too. What the server sends on the connections that stand would reach the heir, and what the heir sends from the
+    // same ports is not its predecessor's.
+    let mut standing = pairs(&[&subject]).context("before the heir")?;
+    scene.dir.remove(&own)?;
+    scene.make_heir("subject", "heir", None)?;
+    let labelled = |app: &str| -> Result<Value> {
+        Ok(manifests::pod(
+            &scene.actor("heir")?.pod,
+            &[("app", app)],
+            &[],
+        ))
+    };
+    scene.apply([&labelled("heir")?])?;
+    await_programs(&scene, "heir")?;
+    let heir = Place::of(&scene, "heir")?;
+    for pair in &mut standing {
+        pair.inherit(&subject, &heir)?;
+    }
+    ensure_cut(&scene, &mut standing).context("after the heir came")?;
+    friend.ensure_passes().context("the friend's")?;
+    let count = standing.len();
+    drop(standing);
+    scene.apply([&labelled("subject")?])?;
+    for mut pair in Pair::all(&heir, &server).context("an heir that may")? {
+        pair.ensure_passes()?;
+    }
+    tests::say(format_args!(
+        "an address that goes to another pod on another link: {count} live connections are cut with their next packet"
+    ));
 
     let sent = friend.ensure_lost_nothing(&scene)?;
     tests::say(format_args!(

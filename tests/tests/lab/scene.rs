@@ -214,8 +214,14 @@ impl Scene {
 
     /// Deletes a pod and makes it again with its addresses, as another one of that name; its server too. Its manifest is the caller's to write.
     pub(crate) fn make_again(&mut self, name: &str, ifindex: Option<u32>) -> Result<()> {
-        let actor = self.actors.remove(name).context("no such pod")?;
+        self.make_heir(name, name, ifindex)
+    }
+
+    /// Deletes a pod, and makes one of another name with its addresses, on another link. Both manifests are the caller's.
+    pub(crate) fn make_heir(&mut self, of: &str, name: &str, ifindex: Option<u32>) -> Result<()> {
+        let actor = self.actors.remove(of).context("no such pod")?;
         let mut spec = actor.pod.spec();
+        name.clone_into(&mut spec.name);
         spec.ifindex = ifindex;
         actor.server.stop()?;
         actor.pod.delete()?;

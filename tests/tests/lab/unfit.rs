@@ -21,7 +21,12 @@ const NOBODY: u32 = 65_534;
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// The agent behind a few shell commands, in a mount namespace of its own: what they change, nobody else sees.
-fn in_a_changed_machine(lab: &Lab, name: &str, changes: &str, through: &str) -> Result<PathBuf> {
+pub(crate) fn in_a_changed_machine(
+    lab: &Lab,
+    name: &str,
+    changes: &str,
+    through: &str,
+) -> Result<PathBuf> {
     let script = lab.dir().join(format!("{name}.sh"));
     let text = format!(
         "#!/bin/sh\nexec unshare --mount --propagation private -- sh -ec '{changes}\nexec {through} \"$@\"' sh {} \"$@\"\n",

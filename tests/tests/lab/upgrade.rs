@@ -3,6 +3,8 @@
 //! The next layout is a second build, whose numbers, entries of flows and entries of groups differ: what one of them writes, the other
 //! would misread.
 
+mod host;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use tests::lab::traffic::counters::Counters;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::traffic::stream::{Receiver, Sender, StreamPlan};
 
+use self::host::{Asking, Late};
 use crate::policies::{deny_all, on};
 use crate::scene::{DEADLINE, HTTP, POLL, SERVICE, Scene, at, port, roles, service, vip};
 use crate::services::{BACKENDS, WEB, ready, service_probes, wait_for};
@@ -43,6 +46,8 @@ const STREAM_PORT: u16 = 7000;
 const GUARDED: &str = "guarded";
 /// The pod that nobody may reach.
 const CLOSED: &str = "closed";
+/// TC hooks and socket hooks, each with a program on the side in force.
+const HOOKS: usize = 3 + 8;
 /// A service that comes after the upgrade.
 const YOUNG: u8 = 21;
 
@@ -52,6 +57,7 @@ struct Load {
     held: Vec<Held>,
     streams: Vec<(Sender, Receiver)>,
     denied: Vec<Connects>,
+    host: Asking,
     before: Vec<(&'static str, Counters)>,
 }
 
@@ -65,9 +71,11 @@ impl Load {
             held: Vec::new(),
             streams: Vec::new(),
             denied: Vec::new(),
+            host: Asking::start(&scene.node)?,
             before: Vec::new(),
         };
-        for name in BACKENDS.into_iter().chain([GUARDED, "client"]) {
+        let ends = [GUARDED, "client", "node", "world"];
+        for name in BACKENDS.into_iter().chain(ends) {
             let counters = Counters::read(scene.netns(name)?)?;
             load.before.push((name, counters));
         }
@@ -75,6 +83,16 @@ impl Load {
             load.held
                 .push(Held::start(client, HoldPlan::new(to, HELD))?);
             load.connect(client, ConnectPlan::tcp(to, RATE))?;
+        }
+        // From outside into an isolated pod, and from that pod to the outside.
+        let (world, guarded) = (scene.netns("world")?, scene.netns(GUARDED)?);
+        for (to, source) in direct.into_iter().zip(scene.addresses("world")?) {
+            let plan = HoldPlan::new(to, HELD).source(source);
+            load.held.push(Held::start(world, plan)?);
+        }
+        for to in at(scene.addresses("world")?, HTTP) {
+            load.held
+                .push(Held::start(guarded, HoldPlan::new(to, HELD))?);
         }
         // As resolvers do: a datagram each way, from a fresh port each time.
         for to in service {
@@ -128,7 +146,7 @@ impl Load {
         }
         let now: u64 = self.held.iter().map(Held::rounds).sum();
         ensure!(now > rounds, "held connections stand still");
-        Ok(())
+        self.host.more()
     }
 
     /// Ends it: nothing failed, nothing is missing, nothing was sent again, and nothing that is denied was let through.
@@ -143,6 +161,7 @@ impl Load {
             );
             made += report.started;
         }
+        let asked = self.host.stop()?;
         for held in self.held {
             for connection in held.stop()? {
                 ensure!(connection.failure.is_none(), "{connection:?}");
@@ -167,7 +186,9 @@ impl Load {
             let again = Counters::read(scene.netns(name)?)?.retransmits_since(before);
             ensure!(again == 0, "{name} sent {again} segments again");
         }
-        tests::say(format_args!("{made} connections made, none failed"));
+        tests::say(format_args!(
+            "{made} connections made and {asked} questions of the host asked, none failed"
+        ));
         Ok(())
     }
 }
@@ -188,10 +209,13 @@ fn scene(arguments: &[&str]) -> Result<Scene> {
         &[stream_port],
         &receiver,
     ))?;
-    let only_client = json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "client" } } }] }] });
+    scene.dir.put_all(&host::late_service(&scene)?)?;
+    let block = |ipv6| json!({ "ipBlock": { "cidr": manifests::world_cidr(ipv6) } });
+    let client = json!({ "podSelector": { "matchLabels": { "app": "client" } } });
+    let these = json!({ "ingress": [{ "from": [client, block(false), block(true)] }] });
     scene.apply([
         &manifests::service("default", "stream", &vip(STREAM), &[stream_port]),
-        &on(GUARDED, "only-client", only_client),
+        &on(GUARDED, "only-these", these),
         &deny_all(CLOSED),
     ])?;
     Ok(scene)
@@ -218,8 +242,8 @@ fn in_force(scene: &Scene) -> Result<InForce> {
     let word = pinned.in_force()?;
     let [programs, other] = pinned.gate_programs()?;
     ensure!(
-        programs.len() == 3 && other.is_empty(),
-        "three TC hooks on one side of the gate: {programs:?}, {other:?}"
+        programs.len() == HOOKS && other.is_empty(),
+        "{HOOKS} hooks on one side of the gate: {programs:?}, {other:?}"
     );
     Ok(InForce {
         layout: word.layout(),
@@ -321,21 +345,33 @@ fn assert_works(scene: &Scene, host: &mut HostProcess) -> Result<()> {
     scene.assert_answered_by_any(&service_probes(scene, WEB, SERVICE)?)
 }
 
+/// Entries of the host's sockets that the agent took over, as its log says.
+fn sockets_moved(log: &str) -> Result<u64> {
+    let said = log
+        .lines()
+        .rfind(|line| line.contains("connections of another layout taken over"));
+    let said = said.with_context(|| format!("not a word of it:\n{log}"))?;
+    let moved = said
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("sockets="));
+    Ok(moved.with_context(|| said.to_owned())?.parse()?)
+}
+
 fn assert_upgrade(arguments: &[&str]) -> Result<()> {
     let next = next_binary()?;
     let mut scene = scene(arguments)?;
     let mut host = HostProcess::start(&scene.node)?;
+    let late = Late::new(&scene)?;
     let load = Load::start(&scene)?;
     load.more()?;
     assert_works(&scene, &mut host)?;
+    let asked = late.ask(&mut host)?;
 
     // Up: other entries, other maps; held flows are of before.
     replace(&mut scene, &load, Some(next.clone()), LAYOUT + 1)?;
-    let log = scene.agent.log();
-    ensure!(
-        log.contains("connections of another layout taken over"),
-        "{log}"
-    );
+    late.answer(&mut host, asked)?;
+    let moved = sockets_moved(&scene.agent.log())?;
+    ensure!(moved > 0, "no socket of the host was moved");
     assert_works(&scene, &mut host)?;
 
     // The same layout once more.
@@ -379,8 +415,11 @@ fn assert_upgrade(arguments: &[&str]) -> Result<()> {
 fn killed_while_flows_move_the_next_start_goes_on() -> Result<()> {
     let next = next_binary()?;
     let mut scene = scene(&[])?;
+    let mut host = HostProcess::start(&scene.node)?;
+    let late = Late::new(&scene)?;
     let load = Load::start(&scene)?;
     load.more()?;
+    let [between, after] = [late.ask(&mut host)?, late.ask(&mut host)?];
     let plan = plan(&scene, Some(next));
     scene.agent.terminate()?;
     let mut killed = Agent::launch(&scene.node, plan.clone())?;
@@ -402,13 +441,16 @@ fn killed_while_flows_move_the_next_start_goes_on() -> Result<()> {
         killed.log_tail()
     );
     load.more()?;
+    // The new programs ask the old ones for whom this socket asked.
+    late.answer(&mut host, between)?;
     scene.agent.start_again_as(plan)?;
     scene.settle()?;
     load.more()?;
-    let after = in_force(&scene)?;
+    late.answer(&mut host, after)?;
+    let now = in_force(&scene)?;
     ensure!(
-        after.layout == LAYOUT + 1 && !after.moving,
-        "{after:?}\n{}",
+        now.layout == LAYOUT + 1 && !now.moving,
+        "{now:?}\n{}",
         scene.agent.log_tail()
     );
     let maps = layouts(&scene)?;

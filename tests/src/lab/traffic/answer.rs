@@ -23,7 +23,7 @@ pub struct Answer {
 
 impl Answer {
     /// The line that goes over the wire, with its end.
-    pub(crate) fn encode(&self) -> String {
+    pub fn encode(&self) -> String {
         format!("{} {} {} {}\n", self.by, self.peer, self.local, self.token)
     }
 

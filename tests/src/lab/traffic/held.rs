@@ -1,6 +1,6 @@
 //! Connections that stay open and ping-pong: the first failure of each is kept, with its time.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use super::Outcome;
@@ -30,6 +30,8 @@ pub struct HoldPlan {
     pub deadline: Duration,
     /// The CPU for the holder's thread.
     pub cpu: Option<usize>,
+    /// The client's own address, where it has several.
+    pub source: Option<IpAddr>,
 }
 
 impl HoldPlan {
@@ -42,7 +44,26 @@ impl HoldPlan {
             pause,
             deadline,
             cpu: None,
+            source: None,
         }
+    }
+
+    /// The same from this address.
+    #[must_use]
+    pub fn source(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    async fn connect(&self) -> std::io::Result<TcpStream> {
+        let socket = match self.to {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if let Some(source) = self.source {
+            socket.bind((source, 0).into())?;
+        }
+        socket.connect(self.to).await
     }
 }
 
@@ -207,7 +228,7 @@ struct Line {
 
 impl Line {
     async fn open(plan: HoldPlan, index: usize) -> Result<(Self, HeldConnection)> {
-        let stream = tokio::time::timeout(plan.deadline, TcpStream::connect(plan.to))
+        let stream = tokio::time::timeout(plan.deadline, plan.connect())
             .await
             .context("connecting")??;
         stream.set_nodelay(true)?;
