@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ::tests::soak::{self, MINIMUM, Plan, SHORTEST};
 use clap::Parser;
-use tests::soak::{self, MINIMUM, Plan, SHORTEST};
 
 /// A year: a longer run is a slip of the hand.
 const LONGEST: Duration = Duration::from_hours(24 * 365);

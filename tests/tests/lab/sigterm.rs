@@ -43,7 +43,7 @@ impl Opened {
         loop {
             match self.0.read_events(&mut buffer) {
                 Ok(mut events) => {
-                    if events.any(|event| event.name.is_some_and(|name| name == file)) {
+                    if events.any(|event| event.name.is_some_and(|name| *name == *file)) {
                         return Ok(());
                     }
                 }

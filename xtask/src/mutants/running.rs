@@ -15,6 +15,7 @@ use crate::test::{Outcome, runner};
 const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
 const AT_A_TIME: usize = 2;
+
 /// One run of a mutant's test.
 #[derive(Clone, Copy, Debug)]
 struct Run {
