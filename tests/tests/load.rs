@@ -41,7 +41,7 @@ const CONNECTIONS: usize = 5_000;
 const CHANGES: u32 = 50;
 /// So many of them must come to the kernel each for itself: while a grace period passes (10 ms on an idle node, several times that
 /// beside a busy CPU), changes gather and are put in force together.
-const APPLIED: f64 = 0.2;
+const APPLIED: f64 = 0.5;
 /// The length of a window.
 const WINDOW: Duration = Duration::from_millis(1_200);
 /// The length of one in which nothing is measured but whom changes concern.
@@ -157,7 +157,7 @@ impl Left {
 /// Measures once.
 fn round(scene: &Scene, changes: &Changes<'_>, held: &Held) -> Result<Left> {
     let mut rates: BTreeMap<Concern, Vec<f64>> = BTreeMap::new();
-    let mut applied = 0;
+    let (mut applied, mut least) = (0, 1.0);
     let rate = |concern| {
         let answers = || held.rounds();
         Window::open(scene, changes, concern, &Kind::ALL, WINDOW, answers)
@@ -168,6 +168,7 @@ fn round(scene: &Scene, changes: &Changes<'_>, held: &Held) -> Result<Left> {
             let window = rate(concern)?;
             let after = rate(Concern::None)?.rate;
             applied += window.raised;
+            least = f64::min(least, f64::from(window.raised) / f64::from(window.made));
             rates.entry(Concern::None).or_default().push(after);
             rates
                 .entry(concern)
@@ -179,7 +180,7 @@ fn round(scene: &Scene, changes: &Changes<'_>, held: &Held) -> Result<Left> {
     let [quiet, own, others] = [Concern::None, Concern::Own, Concern::Others]
         .map(|concern| median(rates.get(&concern).map_or(&[], Vec::as_slice)));
     tests::say(format_args!(
-        "{CONNECTIONS} connections, {quiet:.0} requests a second; of that with {CHANGES} changes a second, put in force {:.0} times a second, {own:.3} where they concern the traffic's pods, {others:.3} where others: {rates:.2?}",
+        "{CONNECTIONS} connections, {quiet:.0} requests a second; of that with {CHANGES} changes a second, put in force {:.0} times a second (at least {least:.2} of those of a window), {own:.3} where they concern the traffic's pods, {others:.3} where others: {rates:.2?}",
         f64::from(applied) / (WINDOW.as_secs_f64() * 2.0 * WINDOWS as f64)
     ));
     Ok(Left { own, others })

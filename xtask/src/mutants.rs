@@ -138,6 +138,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
         "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",
     ),
+    soak(
+        "no-epoch",
+        "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+    ),
     packets(
         "no-share",
         "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
