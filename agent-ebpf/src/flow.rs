@@ -3,13 +3,13 @@
 use core::ffi::c_void;
 
 use agent_common::{
-    Address, Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
-    lookup::Tables, path, pod_flag,
+    Address, Count, Flow, NO_SLOT, Reason, THIS_HOST, Tuple, address_kind, event_kind, flow_flag,
+    hook, lookup::Tables, path, pod_flag,
 };
 
 use crate::{
     conntrack::{forget, partner},
-    maps::UNREPLIED,
+    maps::{CONNTRACK, UNREPLIED},
     nat::set_deltas,
     policy::{judge, slot_of},
     report::{count, count_many, event, now},
@@ -82,6 +82,15 @@ fn direct(flow: &Flow, hook: u32, source: &Address) -> bool {
     }
 }
 
+/// Puts an entry among those of flows that nobody has answered: however many there are, they evict no others.
+#[inline(always)]
+fn wait(key: &Tuple, flow: &Flow, flags: u64) -> Result<(), i32> {
+    if crate::mutant::removed!("one-table") {
+        return CONNTRACK.insert(key, flow, flags);
+    }
+    UNREPLIED.insert(key, flow, flags)
+}
+
 /// Completes both entries and puts them into `unreplied`. 0: done; 1: the flow is there already; else the reason why not.
 #[inline(never)]
 fn insert(work: &mut Work, ifindex: u32) -> u32 {
@@ -113,7 +122,7 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
         },
     };
     set_deltas(&work.reply_key, &mut work.reply);
-    match UNREPLIED.insert(&work.forward_key, &work.forward, BPF_NOEXIST) {
+    match wait(&work.forward_key, &work.forward, BPF_NOEXIST) {
         Ok(()) => {}
         Err(error) => {
             if error != -EEXIST {
@@ -123,10 +132,10 @@ fn insert(work: &mut Work, ifindex: u32) -> u32 {
             return 1;
         }
     }
-    let mut put = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_NOEXIST);
+    let mut put = wait(&work.reply_key, &work.reply, BPF_NOEXIST);
     if put == Err(-EEXIST) && own_reply(work) {
         // Left behind when the opener's half was evicted alone.
-        put = UNREPLIED.insert(&work.reply_key, &work.reply, BPF_ANY);
+        put = wait(&work.reply_key, &work.reply, BPF_ANY);
         // One that was there, and is not any more.
         count(Count::UnrepliedRemoved);
     }
@@ -221,7 +230,7 @@ pub fn midstream(ctx: *mut c_void, work: &mut Work, ifindex: u32) -> u32 {
 
 /// Removes what is left of the flow whose entry was found under `work.tuple` (or its reverse).
 #[inline(always)]
-pub fn forget_found(work: &mut Work, flow: &Flow, key: &agent_common::Tuple) {
+pub fn forget_found(work: &mut Work, flow: &Flow, key: &Tuple) {
     work.forward_key = *key;
     work.reply_key = partner(flow, key.protocol);
     forget(work);

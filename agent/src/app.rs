@@ -307,7 +307,7 @@ impl Stop {
 
     async fn asked(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.terminate.recv(), if !crate::mutant::removed("deaf-to-sigterm") => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
     }

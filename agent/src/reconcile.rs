@@ -332,7 +332,10 @@ impl Reconciler {
         } else {
             Some(self.retry.unwrap_or(RETRY_FIRST))
         };
-        self.retry_at = self.retry.map(|wait| tokio::time::Instant::now() + wait);
+        self.retry_at = self
+            .retry
+            .filter(|_| !crate::mutant::removed("no-retry"))
+            .map(|wait| tokio::time::Instant::now() + wait);
         self.counts.writes += applied.writes;
         self.counts.applies += 1;
         self.last_apply = Some(LastApply {

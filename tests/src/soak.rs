@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-pub use self::tally::{MINIMUM, Minimum, Tally};
+pub use self::tally::{MINIMUM, Minimum, SHORTEST, Tally};
 
 use self::bench::{Asked, Bench};
 use self::cast::Cast;

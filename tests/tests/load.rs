@@ -14,23 +14,25 @@
 )]
 mod scene;
 
+#[path = "load/changes.rs"]
+mod changes;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
-use tests::lab::manifests::network_policy;
+use tests::lab::pod::Pod;
 use tests::lab::traffic::Proto;
 use tests::lab::traffic::affinity::pin_thread;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::traffic::server::{Keep, Server, ServerOptions};
 
+use crate::changes::{Changes, Kind};
 use crate::scene::{DEADLINE, Scene, roles};
 
 /// Live connections.
@@ -39,9 +41,11 @@ const CONNECTIONS: usize = 5_000;
 const CHANGES: u32 = 50;
 /// So many of them must come to the kernel each for itself: while a grace period passes (10 ms on an idle node, several times that
 /// beside a busy CPU), changes gather and are put in force together.
-const APPLIED: f64 = 0.2;
+const APPLIED: f64 = 0.4;
 /// The length of a window.
 const WINDOW: Duration = Duration::from_millis(1_200);
+/// The length of one in which nothing is measured but whom changes concern.
+const GLANCE: Duration = Duration::from_millis(400);
 /// Windows of each kind.
 const WINDOWS: usize = 7;
 /// So often it is measured before it counts as too little: what else the machine does may fall into the windows of one kind. What epochs that
@@ -52,35 +56,66 @@ const TRAFFIC_CPU: usize = 0;
 const AGENT_CPU: usize = 1;
 /// The port of the traffic.
 const PORT: u16 = 7_100;
-/// Ports that versions of a policy let in beside it, one after the other.
-const OTHER_PORTS: u32 = 1_000;
-/// Versions of policies so far.
-static VERSION: AtomicU32 = AtomicU32::new(1);
+/// The pod of the traffic, which is under policy, and another one.
+const SERVER: &str = "server";
+const BYSTANDER: &str = "bystander";
 /// What is left of the throughput where changes concern the traffic's pods, and where they concern others, at least.
 const OWN: f64 = 0.8;
 const OTHERS: f64 = 0.95;
 
 /// Whom the changes of a window concern.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Changes {
+enum Concern {
     None,
     Own,
     Others,
 }
 
+impl Concern {
+    fn pod(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Own => Some(SERVER),
+            Self::Others => Some(BYSTANDER),
+        }
+    }
+}
+
+fn stage() -> Result<Scene> {
+    let mut all = roles(&["client", SERVER, BYSTANDER]);
+    all.extend(changes::peers());
+    let mut scene = Scene::new(&all)?;
+    pin_process(scene.agent.process().id())?;
+    Ok(scene)
+}
+
+// Fails with mutant "every-epoch".
+#[test]
+fn changes_of_each_kind_concern_whom_they_take_something_from_and_nobody_else() -> Result<()> {
+    let scene = stage()?;
+    let changes = Changes::begin(&scene, &[SERVER, BYSTANDER])?;
+    for kind in Kind::ALL {
+        for concern in [Concern::Own, Concern::Others] {
+            let window = Window::open(&scene, &changes, concern, &[kind], GLANCE, || 0)?;
+            let (made, raised) = (window.made, window.raised);
+            tests::say(format_args!(
+                "{kind:?}, {concern:?}: {made} changes, put in force {raised} times"
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn changes_leave_the_throughput_of_what_stands() -> Result<()> {
-    let mut scene = Scene::new(&roles(&["client", "server", "bystander"]))?;
-    for pod in ["server", "bystander"] {
-        scene.apply([&policy(pod, 0)])?;
-    }
-    pin_process(scene.agent.process().id())?;
-    let to = SocketAddr::new(scene.addresses("server")?[0], PORT);
+    let scene = stage()?;
+    let changes = Changes::begin(&scene, &[SERVER, BYSTANDER])?;
+    let to = SocketAddr::new(scene.addresses(SERVER)?[0], PORT);
     let options = ServerOptions {
         keep: Keep::Counts,
         cpu: Some(TRAFFIC_CPU),
     };
-    let _server = Server::start_with(scene.netns("server")?, "busy", &[(Proto::Tcp, to)], options)?;
+    let _server = Server::start_with(scene.netns(SERVER)?, "busy", &[(Proto::Tcp, to)], options)?;
     let held = Held::start(
         scene.netns("client")?,
         HoldPlan {
@@ -92,12 +127,12 @@ fn changes_leave_the_throughput_of_what_stands() -> Result<()> {
             source: None,
         },
     )?;
-    let mut left = round(&scene, &held)?;
+    let mut left = round(&scene, &changes, &held)?;
     for _ in 1..ROUNDS {
         if left.enough() {
             break;
         }
-        left = round(&scene, &held)?;
+        left = round(&scene, &changes, &held)?;
     }
     ensure!(held.failed() == 0, "connections that stand must not end");
     ensure!(
@@ -121,126 +156,134 @@ impl Left {
 }
 
 /// Measures once.
-fn round(scene: &Scene, held: &Held) -> Result<Left> {
-    let mut rates: BTreeMap<Changes, Vec<f64>> = BTreeMap::new();
-    let mut applied = 0;
-    let mut quiet = window(scene, held, Changes::None, &mut applied)?;
+fn round(scene: &Scene, changes: &Changes<'_>, held: &Held) -> Result<Left> {
+    let mut rates: BTreeMap<Concern, Vec<f64>> = BTreeMap::new();
+    let (mut applied, mut least) = (0, 1.0);
+    let rate = |concern| {
+        let answers = || held.rounds();
+        Window::open(scene, changes, concern, &Kind::ALL, WINDOW, answers)
+    };
+    let mut quiet = rate(Concern::None)?.rate;
     for _ in 0..WINDOWS {
-        for changes in [Changes::Own, Changes::Others] {
-            let rate = window(scene, held, changes, &mut applied)?;
-            let after = window(scene, held, Changes::None, &mut applied)?;
-            rates.entry(Changes::None).or_default().push(after);
+        for concern in [Concern::Own, Concern::Others] {
+            let window = rate(concern)?;
+            let after = rate(Concern::None)?.rate;
+            applied += window.raised;
+            least = f64::min(least, f64::from(window.raised) / f64::from(window.made));
+            rates.entry(Concern::None).or_default().push(after);
             rates
-                .entry(changes)
+                .entry(concern)
                 .or_default()
-                .push(rate / f64::midpoint(quiet, after));
+                .push(window.rate / f64::midpoint(quiet, after));
             quiet = after;
         }
     }
-    let [quiet, own, others] = [Changes::None, Changes::Own, Changes::Others]
-        .map(|changes| median(rates.get(&changes).map_or(&[], Vec::as_slice)));
+    let [quiet, own, others] = [Concern::None, Concern::Own, Concern::Others]
+        .map(|concern| median(rates.get(&concern).map_or(&[], Vec::as_slice)));
     tests::say(format_args!(
-        "{CONNECTIONS} connections, {quiet:.0} requests a second; of that with {CHANGES} changes a second, put in force {:.0} times a second, {own:.3} where they concern the traffic's pods, {others:.3} where others: {rates:.2?}",
+        "{CONNECTIONS} connections, {quiet:.0} requests a second; of that with {CHANGES} changes a second, put in force {:.0} times a second (at least {least:.2} of those of a window), {own:.3} where they concern the traffic's pods, {others:.3} where others: {rates:.2?}",
         f64::from(applied) / (WINDOW.as_secs_f64() * 2.0 * WINDOWS as f64)
     ));
     Ok(Left { own, others })
 }
 
-/// A policy that lets the traffic in, and something else that the next version takes away: whoever was let in must be judged again. Whom
-/// it speaks of is another list of peers each time, which concerns no other pod either.
-fn policy(pod: &str, version: u32) -> Value {
-    let peer = |app: String| json!({ "podSelector": { "matchLabels": { "app": app } } });
-    let other = u32::from(PORT) + 1 + version % OTHER_PORTS;
-    network_policy(
-        "default",
-        &format!("changing-{pod}"),
-        json!({
-            "podSelector": { "matchLabels": { "app": pod } },
-            "ingress": [{
-                "from": [peer("client".to_owned()), peer(format!("nobody-{version}"))],
-                "ports": [{ "port": PORT }, { "port": other }],
-            }],
-        }),
-    )
+/// What a stretch of time came to.
+struct Window {
+    /// Requests a second.
+    rate: f64,
+    /// Changes made.
+    made: u32,
+    /// How often the epoch of the pod that they concern rose.
+    raised: u32,
 }
 
-/// Requests a second of one window.
-fn window(scene: &Scene, held: &Held, changes: Changes, applied: &mut u32) -> Result<f64> {
-    let pod = match changes {
-        Changes::None => None,
-        Changes::Own => Some("server"),
-        Changes::Others => Some("bystander"),
-    };
-    let stop = Arc::new(AtomicBool::new(false));
-    let before = epochs(scene)?;
-    let (rate, made) = std::thread::scope(|scope| {
-        let changer = pod.map(|pod| {
-            let stop = Arc::clone(&stop);
-            scope.spawn(move || change(scene, pod, &stop))
+impl Window {
+    /// Makes changes of these kinds in turn, if they concern anybody, while `answers` are counted.
+    fn open(
+        scene: &Scene,
+        changes: &Changes<'_>,
+        concern: Concern,
+        kinds: &[Kind],
+        length: Duration,
+        answers: impl Fn() -> u64,
+    ) -> Result<Self> {
+        let pod = concern.pod();
+        let stop = &AtomicBool::new(false);
+        let before = epochs(scene)?;
+        let (rate, made) = std::thread::scope(|scope| {
+            let changer = pod.map(|pod| scope.spawn(move || change(changes, pod, kinds, stop)));
+            let (begun, first) = (Instant::now(), answers());
+            // The window: nothing happens at its end but that it is over.
+            std::thread::sleep(length);
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let rate = (answers() - first) as f64 / begun.elapsed().as_secs_f64();
+            stop.store(true, Ordering::Relaxed);
+            let made = changer.map(std::thread::ScopedJoinHandle::join);
+            (rate, made)
         });
-        let (begun, rounds) = (Instant::now(), held.rounds());
-        // The window: nothing happens at its end but that it is over.
-        std::thread::sleep(WINDOW);
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let rate = (held.rounds() - rounds) as f64 / begun.elapsed().as_secs_f64();
-        stop.store(true, Ordering::Relaxed);
-        let made = changer.map(std::thread::ScopedJoinHandle::join);
-        (rate, made)
-    });
-    let made = match made {
-        None => 0,
-        Some(Ok(made)) => made?,
-        Some(Err(_)) => anyhow::bail!("whoever makes the changes panicked"),
-    };
-    scene.settle()?;
-    let after = epochs(scene)?;
-    let raised = |pod: &str| after[pod].wrapping_sub(before[pod]);
-    *applied += raised("server") + raised("bystander");
-    for name in ["server", "bystander"] {
-        let raised = raised(name);
-        let fits = if pod == Some(name) {
-            f64::from(raised) >= f64::from(made) * APPLIED
-        } else {
-            raised == 0
+        let made = match made {
+            None => 0,
+            Some(Ok(made)) => made?,
+            Some(Err(_)) => anyhow::bail!("whoever makes the changes panicked"),
         };
-        ensure!(
-            fits,
-            "{made} changes concerned {pod:?}, and the epoch of {name} rose by {raised}"
-        );
+        scene.settle()?;
+        let mut own = 0;
+        for (name, after) in epochs(scene)? {
+            let raised = after.wrapping_sub(before[&name]);
+            let fits = if pod == Some(name.as_str()) {
+                own = raised;
+                f64::from(raised) >= f64::from(made) * APPLIED
+            } else {
+                raised == 0
+            };
+            ensure!(
+                fits,
+                "{made} changes of {kinds:?} concerned {pod:?}, and the epoch of {name} rose by {raised}"
+            );
+        }
+        Ok(Self {
+            rate,
+            made,
+            raised: own,
+        })
     }
-    Ok(rate)
 }
 
 /// Makes changes at their pace until told to stop; answers how many.
-fn change(scene: &Scene, pod: &str, stop: &AtomicBool) -> Result<u32> {
+fn change(
+    changes: &Changes<'_>,
+    pod: &'static str,
+    kinds: &[Kind],
+    stop: &AtomicBool,
+) -> Result<u32> {
     pin_thread(Some(AGENT_CPU))?;
     let begun = Instant::now();
     let mut made = 0;
-    while !stop.load(Ordering::Relaxed) {
+    for kind in kinds.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         made += 1;
-        let version = VERSION.fetch_add(1, Ordering::Relaxed);
-        scene.dir.put(&policy(pod, version))?;
+        changes.make(pod, *kind)?;
         let due = begun + Duration::from_secs(1) * made / CHANGES;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     Ok(made)
 }
 
-/// The epochs of the pods that changes concern.
-fn epochs(scene: &Scene) -> Result<BTreeMap<&'static str, u32>> {
+/// The epochs of all pods.
+fn epochs(scene: &Scene) -> Result<BTreeMap<String, u32>> {
     let by_link = scene.pinned().epochs()?;
-    ["server", "bystander"]
-        .into_iter()
-        .map(|name| {
-            let device = scene.actor(name)?.pod.device.clone();
-            let index = scene
-                .node
-                .netns()
-                .run(move || nix::net::if_::if_nametoindex(device.as_str()))??;
-            let epoch = by_link.get(&index).context("a pod without a slot")?;
-            Ok((name, *epoch))
-        })
-        .collect()
+    let epoch = |pod: &Pod| {
+        let device = pod.device.clone();
+        let index = scene
+            .node
+            .netns()
+            .run(move || nix::net::if_::if_nametoindex(device.as_str()))??;
+        let epoch = by_link.get(&index).context("a pod without a slot")?;
+        Ok((pod.name.clone(), *epoch))
+    };
+    scene.actors().map(|actor| epoch(&actor.pod)).collect()
 }
 
 /// Pins every thread of a process to the agent's CPU.

@@ -4,16 +4,11 @@
 //! takes `mutant::removed("name")` around the mechanism (in the programs `removed!("name")`) and a row here.
 //! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod running;
 
-use anyhow::{Result, bail};
+use crate::test::tiers::target;
 
-use crate::test::runner;
-use crate::test::tiers::{Tier, target};
-
-pub(crate) use crate::test::Outcome;
+pub(crate) use running::run;
 
 /// A mechanism that can be removed, and the test that must fail without it.
 #[derive(Debug)]
@@ -82,12 +77,16 @@ const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
     )
 }
 
-/// Two nodes under random changes, kills and traffic, with dice that are always the same.
+/// The soak's target.
+pub(crate) const SOAK: &[&str] = target!("soak");
+
+/// Two nodes under random changes, kills and traffic, with dice that are always the same. The test runs the soak's program, and without the
+/// mechanism `cargo xtask soak --break=NAME` runs it.
 const fn soak(name: &'static str, removes: &'static str) -> Mutant {
     root(
         name,
         removes,
-        target!("soak"),
+        SOAK,
         "a_quarter_of_a_minute_of_a_known_seed_is_clean",
     )
 }
@@ -144,6 +143,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
         "revocation::what_a_change_takes_away_ends_with_the_next_packet_either_way",
     ),
+    soak(
+        "no-epoch",
+        "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+    ),
     packets(
         "no-share",
         "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
@@ -158,6 +161,21 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "gc-without-recheck",
         "agent/src/datapath/conntrack.rs: the second look at a flow, and at what was deleted of it, when flows are collected",
         "flows::a_flow_that_comes_back_while_it_is_collected_stays",
+    ),
+    packets(
+        "one-table",
+        "agent-ebpf/src/flow.rs: the table of flows that nobody answered, beside that of the others",
+        "direct::the_first_packet_of_a_flow_goes_straight_into_the_other_pod",
+    ),
+    unit(
+        "no-evictions",
+        "agent/src/datapath/evictions.rs: what is missing in a table that was full counts as evicted",
+        "datapath::evictions::tests::what_is_missing_was_evicted",
+    ),
+    unit(
+        "one-size",
+        "agent/src/datapath/capacity.rs: the machine's memory in the size of the tables of flows",
+        "datapath::capacity::tests::capacity_grows_with_memory_between_its_bounds",
     ),
     packets(
         "untranslated",
@@ -188,6 +206,22 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "epoch-before-write",
         "agent/src/plan/steps.rs: epochs that rise after the last write and not before the first",
         "plan::tests::policy::every_write_and_every_slow_reader_is_told_the_old_or_the_new",
+    ),
+    unit(
+        "every-epoch",
+        "agent/src/plan/epochs.rs: whose epochs a change raises",
+        "plan::tests::concerned::a_policy_that_changes_concerns_the_pods_that_it_selects_and_nobody_else",
+    ),
+    root(
+        "every-epoch",
+        "agent/src/plan/epochs.rs: whose epochs a change raises",
+        target!("load"),
+        "changes_of_each_kind_concern_whom_they_take_something_from_and_nobody_else",
+    ),
+    unit(
+        "keep-unpointed",
+        "agent/src/plan/restore.rs: what a crash left in the maps and nobody points to is collected",
+        "plan::tests::crash::every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges",
     ),
     unit(
         "no-remains",
@@ -234,6 +268,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "prune-before-sync",
         "agent/src/reconcile/intake.rs: the wait for every kind before the first apply",
         "reconcile::tests::nothing_is_removed_before_all_is_told_and_a_failed_write_is_tried_again",
+    ),
+    unit(
+        "no-retry",
+        "agent/src/reconcile.rs: what found no room, or failed, is tried again",
+        "reconcile::tests::what_finds_no_room_is_named_with_its_limit_and_applied_when_there_is_some",
     ),
     unit(
         "relist-without-deletes",
@@ -320,159 +359,38 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent/src/datapath/attach/clsact.rs: the qdisc that goes with its last filter",
         "cleanup::cleanup_removes_filters_and_the_qdiscs_that_sluice_made",
     ),
+    lab(
+        "missing-is-failed",
+        "agent/src/datapath/cleanup.rs: what is missing on a half-broken node is no failure",
+        "cleanup::cleanup_works_on_a_node_that_is_half_broken",
+    ),
+    lab(
+        "deaf-to-sigterm",
+        "agent/src/app.rs: SIGTERM",
+        "restart::an_agent_that_is_told_to_end_ends_and_leaves_its_work",
+    ),
+    lab(
+        "unpinned-links",
+        "agent/src/datapath/attach/tcx.rs: the pins by which links outlive the agent",
+        "restart::an_agent_that_is_told_to_end_ends_and_leaves_its_work",
+    ),
+    lab(
+        "any-netns",
+        "agent-ebpf/src/socket.rs: the network namespace of the processes that an agent serves",
+        "one_cgroup::agents_with_one_cgroup_serve_each_the_processes_of_its_own_node",
+    ),
 ];
 
-/// The longest that one mutant's test may take.
-const BOUND: Duration = Duration::from_mins(10);
-/// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
-const AT_A_TIME: usize = 2;
 /// Asks `agent/build.rs` for both halves with their switches.
 pub(crate) const BUILD: (&str, &str) = ("SLUICE_MUTANTS", "1");
 /// Says which mechanism a process of such a build runs without; empty for none.
 pub(crate) const CHOICE: &str = "SLUICE_MUTANT";
 
-/// One run of a mutant's test.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    mutant: &'static Mutant,
-    /// Whether its mechanism is removed; else the test must pass, since one that fails anyway proves nothing.
-    removed: bool,
-}
-
-/// Runs the mutants whose name contains `only`, and each of their tests once more with nothing removed.
-///
-/// # Errors
-/// When there is none to run.
-pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
-    let chosen: Vec<&'static Mutant> = MUTANTS
-        .iter()
-        .filter(|mutant| only.is_none_or(|part| mutant.name.contains(part)))
-        .collect();
-    if chosen.is_empty() {
-        bail!(
-            "no such mutant: the table in xtask/src/mutants.rs has {} rows",
-            MUTANTS.len()
-        );
-    }
-    let started = Instant::now();
-    let targets: BTreeSet<_> = chosen.iter().map(|mutant| mutant.cargo).collect();
-    for cargo in targets {
-        if let Err(error) = runner::build(cargo, &[BUILD]) {
-            let mut outcome = Outcome::default();
-            outcome.trouble(format!("{error:#}"));
-            return Ok(outcome);
-        }
-    }
-    println!("mutants: built in {} s", started.elapsed().as_secs());
-
-    let mut seen = BTreeSet::new();
-    let unbroken = chosen
-        .iter()
-        .filter(|mutant| seen.insert((mutant.cargo, mutant.test)))
-        .map(|mutant| (*mutant, false));
-    let runs = chosen.iter().map(|mutant| (*mutant, true)).chain(unbroken);
-    let (alone, beside): (Vec<Run>, Vec<Run>) = runs
-        .map(|(mutant, removed)| Run { mutant, removed })
-        .partition(|run| run.mutant.root);
-
-    let total = Mutex::new(Outcome::default());
-    let waiting = Mutex::new(beside.into_iter());
-    let next = || {
-        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.next()
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
-            scope.spawn(|| {
-                while let Some(run) = next() {
-                    run.note(&total);
-                }
-            });
-        }
-    });
-    for run in alone {
-        run.note(&total);
-    }
-    let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-    total.took = started.elapsed();
-    Ok(total)
-}
-
-impl Run {
-    /// Runs the test, says what came of it, and counts it.
-    fn note(self, total: &Mutex<Outcome>) {
-        let Mutant {
-            name,
-            removes,
-            test,
-            ..
-        } = self.mutant;
-        let started = Instant::now();
-        let trouble = self.trouble();
-        let took = started.elapsed().as_secs_f32();
-        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-        match (trouble, self.removed) {
-            (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),
-            (None, false) => println!("nothing removed: passed in {took:.1} s: {test}"),
-            (Some(why), true) => {
-                println!("mutant {name}: NOT CAUGHT in {took:.1} s: {why}");
-                total.trouble(format!("mutant {name} ({removes}): {why}"));
-                return;
-            }
-            (Some(why), false) => {
-                println!("nothing removed: NOT PASSED in {took:.1} s: {why}");
-                total.trouble(format!("{test} with nothing removed: {why}"));
-                return;
-            }
-        }
-        total.passed += 1;
-    }
-
-    /// Why the test did not come out as it should.
-    fn trouble(self) -> Option<String> {
-        let Mutant {
-            name, test, cargo, ..
-        } = *self.mutant;
-        let tier = Tier {
-            name,
-            about: self.mutant.removes,
-            cargo,
-            root: self.mutant.root,
-            threads: Some(1),
-            needs: &[],
-            bound: BOUND,
-            least: 1,
-        };
-        let choice = if self.removed { name } else { "" };
-        let outcome = runner::tests(&tier, &[test, "--exact"], &[BUILD, (CHOICE, choice)]);
-        judge(&outcome, test, self.removed)
-    }
-}
-
-/// Why a test did not come out as it should: without the mechanism it must fail, and with it pass.
-fn judge(outcome: &Outcome, test: &str, removed: bool) -> Option<String> {
-    // A crash or a time bound is no catch, and neither is another test's failure.
-    if !outcome.troubles.is_empty() {
-        return Some(outcome.troubles.join("; "));
-    }
-    if outcome.passed + outcome.failed != 1 {
-        return Some(format!(
-            "{} tests are called {test}",
-            outcome.passed + outcome.failed
-        ));
-    }
-    match (removed, outcome.failures.iter().any(|name| name == test)) {
-        (true, true) | (false, false) => None,
-        (true, false) => Some(format!("{test} passes without it")),
-        (false, true) => Some(format!("{test} fails")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{MUTANTS, Outcome, judge};
+    use super::MUTANTS;
     use crate::workspace;
 
     /// What follows `opening` up to the closing quote, at each place in `text`; a line may break before the quote.
@@ -521,33 +439,6 @@ mod tests {
                     mutant.name
                 );
             }
-        }
-    }
-
-    #[test]
-    fn only_that_tests_failure_is_a_catch() {
-        let ran = |lines: &[&str]| {
-            let mut outcome = Outcome::default();
-            lines.iter().for_each(|line| outcome.read_line(line));
-            outcome
-        };
-        let failed = ran(&[
-            "test a ... FAILED",
-            "test result: FAILED. 0 passed; 1 failed",
-        ]);
-        let passed = ran(&["test a ... ok", "test result: ok. 1 passed; 0 failed"]);
-        let none = ran(&["test result: ok. 0 passed; 0 failed"]);
-        let mut stopped = Outcome::default();
-        stopped.trouble("stopped".to_owned());
-        assert_eq!(judge(&failed, "a", true), None);
-        assert_eq!(judge(&passed, "a", false), None);
-        assert!(judge(&failed, "a", false).is_some());
-        assert!(judge(&failed, "b", true).is_some());
-        for outcome in [&passed, &none, &stopped] {
-            assert!(judge(outcome, "a", true).is_some());
-        }
-        for outcome in [&none, &stopped] {
-            assert!(judge(outcome, "a", false).is_some());
         }
     }
 }

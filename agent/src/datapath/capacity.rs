@@ -66,7 +66,10 @@ impl Memory {
     pub fn flows(&self) -> u32 {
         let flows = |bytes: u64| u32::try_from(bytes / FLOW_BYTES).unwrap_or(u32::MAX);
         let (least, most) = limits::CONNTRACK_FLOWS.into_inner();
-        let wanted = flows(self.total / limits::CONNTRACK_MEMORY_PART).clamp(least, most);
+        let mut wanted = flows(self.total / limits::CONNTRACK_MEMORY_PART).clamp(least, most);
+        if crate::mutant::removed("one-size") {
+            wanted = least;
+        }
         let affordable = flows(self.total / limits::CONNTRACK_MEMORY_MOST);
         let allowed = self.limit.map_or(u32::MAX, |limit| {
             flows(limit / limits::CONNTRACK_CGROUP_MOST)

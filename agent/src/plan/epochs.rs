@@ -273,6 +273,7 @@ impl Concerned {
             }
         }
         let mut slots = self.pods.clone();
+        let all = self.all || crate::mutant::removed("every-epoch");
         for (slot, pod) in &mirror.contents.pods {
             let used = pod.flags & agent_common::pod_flag::USED != 0;
             let concerned = [pod.egress, pod.ingress].iter().any(|word| {
@@ -280,7 +281,7 @@ impl Concerned {
                     && (sets.contains(&word.set)
                         || word.flags & set_flag::TIERED != 0 && tiered.contains(&word.set))
             });
-            if used && (self.all || concerned) {
+            if used && (all || concerned) {
                 slots.insert(*slot);
             }
         }

@@ -183,11 +183,14 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
         .collect();
     let used_backends: BTreeSet<u32> = alive.map(|(number, _)| *number).collect();
     let held_heads: BTreeSet<u32> = numbers.values().copied().collect();
-    let garbage = Garbage {
+    let mut garbage = Garbage {
         backends: used_backends.difference(&claimed).copied().collect(),
         heads: used_heads.difference(&held_heads).copied().collect(),
         runs: stray_slots(maps, &mut runs),
     };
+    if crate::mutant::removed("keep-unpointed") {
+        garbage = Garbage::default();
+    }
     Pools {
         states,
         runs,

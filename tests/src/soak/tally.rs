@@ -21,6 +21,9 @@ pub struct Minimum {
     pub denied: u64,
 }
 
+/// A run shorter than this proves nothing: there is not even one kill in it. What is wanted of it is what is wanted of one that is as long.
+pub const SHORTEST: Duration = Duration::from_secs(15);
+
 /// See [`Minimum`].
 pub const MINIMUM: Minimum = Minimum {
     changes: 60,
@@ -75,7 +78,7 @@ impl Tally {
         self.wrong + self.lost + self.reset
     }
 
-    /// What is wrong with a run of this length, a line each; empty for one that is clean and counts.
+    /// What is wrong with a run of this length, a line each; empty for one that is clean and counts, which takes [`SHORTEST`] at least.
     pub fn complaints(&self, took: Duration, minimum: &Minimum) -> Vec<String> {
         let mut complaints = Vec::new();
         for (count, what) in [
@@ -87,7 +90,8 @@ impl Tally {
                 complaints.push(format!("{count} {what}"));
             }
         }
-        let least = |a_minute: u64| a_minute * took.as_secs() / 60;
+        let seconds = took.max(SHORTEST).as_secs();
+        let least = |a_minute: u64| a_minute * seconds / 60;
         for (count, a_minute, what) in [
             (self.changes, minimum.changes, "changes"),
             (self.kills, minimum.kills, "kills"),
@@ -161,6 +165,23 @@ mod tests {
     #[test]
     fn a_run_that_is_clean_and_long_enough_has_no_complaint() {
         assert!(clean().complaints(MINUTE, &MINIMUM).is_empty());
+    }
+
+    #[test]
+    fn a_run_of_no_time_with_nothing_in_it_is_no_clean_run() {
+        for took in [Duration::ZERO, SHORTEST] {
+            let complaints = Tally::default().complaints(took, &MINIMUM);
+            for what in ["changes", "kills", "requests,", "had to stop"] {
+                assert!(
+                    complaints
+                        .iter()
+                        .any(|c| c.starts_with("0 ") && c.contains(what)),
+                    "{what}: {complaints:?}"
+                );
+            }
+        }
+        // What is enough for a minute is enough for less.
+        assert!(clean().complaints(Duration::ZERO, &MINIMUM).is_empty());
     }
 
     #[test]

@@ -22,6 +22,8 @@ metadata: { name: sluice, namespace: kube-system }
 /// The kernel finds a connection dead after 25 s of silence (agent/src/source/kube/client.rs). Bookmarks would take 90 s, and an answer
 /// that does not come another minute.
 const NOTICED: Duration = Duration::from_secs(40);
+/// What an agent may take from SIGTERM to its end.
+const END: Duration = Duration::from_secs(1);
 
 /// Packets from the server to the node vanish: no connection is ended, no one is told. Meanwhile the agent's account is deleted and made
 /// again, which ends its tokens; then the way is back, and at last there is a new token.
@@ -88,7 +90,33 @@ pub(crate) async fn partition_and_revoked_token(
         &target,
     )?;
     relabel(world, "stranger").await?;
-    denied(world, "after the partition")
+    denied(world, "after the partition")?;
+
+    // An agent that is told to end does not wait for an answer: neither one that follows the server, nor one that has just asked it.
+    route(&format!("add blackhole {node}/32"))?;
+    let following = end(world)?;
+    denied(world, "without an agent")?;
+    world.launch_agent(kubeconfig)?;
+    world.wait_status("an agent that nobody answers", |status| {
+        status["ready"] == false
+    })?;
+    let asking = end(world)?;
+    route(&format!("del blackhole {node}/32"))?;
+    println!(
+        "SIGTERM behind a silent partition: the end came after {following:.1?}, at a start after {asking:.1?}"
+    );
+    denied(world, "without an agent, with the way back")?;
+    world.fresh_agent(kubeconfig)
+}
+
+/// Ends the agent; how long it took.
+fn end(world: &mut World) -> Result<Duration> {
+    let told = Instant::now();
+    let status = world.agent()?.terminate()?;
+    let took = told.elapsed();
+    ensure!(status.success(), "{status}");
+    ensure!(took < END, "{took:?}");
+    Ok(took)
 }
 
 fn route(words: &str) -> Result<()> {

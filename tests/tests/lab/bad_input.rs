@@ -13,7 +13,7 @@ use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, service, slices, vip};
 use crate::services::{BACKENDS, WEB, ready, service_probes, web};
 
 /// Endpoints of the service that is too large for a person.
-const MANY: usize = 70_000;
+pub(crate) const MANY: usize = 70_000;
 /// Endpoints of one slice: what the controller puts into one (`--max-endpoints-per-slice`, at most 1,000).
 const PER_SLICE: usize = 1_000;
 
@@ -180,10 +180,9 @@ fn bad_objects_are_rejected_alone_and_what_they_replace_stays_in_force() -> Resu
     Ok(())
 }
 
-#[test]
-fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> Result<()> {
-    let scene = web(&[])?;
-    let crowd = manifests::service(
+/// A service that is too large for a person, and the list of its slices.
+pub(crate) fn crowd() -> (Value, Value) {
+    let service = manifests::service(
         "default",
         "crowd",
         &vip(40)[..1],
@@ -208,6 +207,13 @@ fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> R
         })
         .collect();
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    (service, list)
+}
+
+#[test]
+fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> Result<()> {
+    let scene = web(&[])?;
+    let (crowd, list) = crowd();
     scene
         .dir
         .put_file("crowd.json", &serde_json::to_string(&list)?)?;

@@ -131,7 +131,7 @@ fn try_tests(
 }
 
 /// Prints and reads the child's lines until its output ends; `false` when that takes longer than `bound`.
-pub(super) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str)) -> bool {
+pub(crate) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str)) -> bool {
     let Some(stdout) = child.stdout.take() else {
         return true;
     };
@@ -175,7 +175,7 @@ fn root_runner() -> Result<String> {
 }
 
 /// Kills a process and all that it started, children before parents; only those.
-pub(super) fn kill(process: u32) {
+pub(crate) fn kill(process: u32) {
     let mut tree = vec![process];
     let parents = parents();
     let mut next = 0;

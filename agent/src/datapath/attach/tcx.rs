@@ -111,7 +111,9 @@ impl Tcx {
             }
             pinned.remove(&place);
             let path = self.directory.join(self.name(place));
-            link.keep_pinned(&path, found);
+            if !crate::mutant::removed("unpinned-links") {
+                link.keep_pinned(&path, found);
+            }
             live.insert(place, info.program);
             held.insert(place, link);
         }
@@ -190,8 +192,10 @@ impl Tcx {
         let fd = sys::link_create(stub.fd.as_fd(), place.ifindex, attach_type(place.side))
             .map_err(failed("attaching by tcx"))?;
         // Not pinned, the link goes with its descriptor: no half of this stays.
-        sys::pin(fd.as_fd(), &self.directory.join(self.name(place)))
-            .map_err(failed("pinning its tcx link"))?;
+        if !crate::mutant::removed("unpinned-links") {
+            sys::pin(fd.as_fd(), &self.directory.join(self.name(place)))
+                .map_err(failed("pinning its tcx link"))?;
+        }
         let link = Held::new(ObjectKind::Link, fd).map_err(failed("reading its tcx link"))?;
         self.links.insert(place, link);
         Ok(())
