@@ -323,8 +323,10 @@ impl Stage<'_> {
             };
             let left = match now {
                 Some(entry) if !block(now) => self.rewritten(entry.identity),
+                // Of what is no peer by itself prefixes go on speaking.
+                _ if block(then) => false,
                 _ => longest(&maps.prefixes, ADDRESS_BITS, Prefix { bytes: key.bytes })
-                    .is_some_and(|(_, entry)| block(now) && self.rewritten(entry.identity)),
+                    .is_some_and(|(_, entry)| self.rewritten(entry.identity)),
             };
             let joined = then.is_some_and(|entry| {
                 self.out.groups.contains_key(&entry.identity) && !self.fresh_word(entry.identity)
