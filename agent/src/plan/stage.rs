@@ -342,7 +342,12 @@ impl Stage<'_> {
                 // Its slot's own sets are not to speak of peers before these are who they are to be.
                 (now, Some(then)) if entered => outside(now, then),
                 // Prefixes are not to speak of it before pods have turned.
-                (Some(now), then) if !block(Some(now)) && block(then) => *now,
+                (Some(now), then) if !block(Some(now)) && block(then) => {
+                    // What is not the pod's any more is not told what the pod is to be.
+                    let slot = u32::from(now.slot);
+                    let turns = self.dirty.pods.contains(&slot) && desired.pods.contains_key(&slot);
+                    if turns { away(now) } else { *now }
+                }
                 (_, Some(then)) => *then,
                 (Some(now), None) => *now,
                 (None, None) => continue,
