@@ -3,6 +3,7 @@
 //! Needs root. Every test has a lab of its own.
 
 mod bad_input;
+mod by_clsact;
 mod cleanup;
 mod clsact;
 mod directory;

@@ -8,10 +8,10 @@ use std::time::Instant;
 use agent_common::Reason;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::lab::manifests;
 use tests::lab::traffic::Proto;
 use tests::lab::traffic::counters::Counters;
 use tests::lab::traffic::stream::{Receiver, Sender, StreamPlan};
+use tests::lab::{manifests, patience};
 
 use crate::policies::on;
 use crate::scene::{DEADLINE, POLL, Role, Scene};
@@ -143,7 +143,7 @@ fn ensure_cut(scene: &Scene, pairs: &mut [Pair]) -> Result<()> {
             end.send()?;
         }
     }
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + DEADLINE * patience();
     while drops()? - before < sent {
         ensure!(
             Instant::now() < end,
@@ -238,12 +238,18 @@ fn app(name: &str) -> Value {
 // Fails with mutant "no-epoch".
 #[test]
 fn what_a_change_takes_away_ends_with_the_next_packet_either_way() -> Result<()> {
-    let scene = Scene::new(&[
+    assert_changes_cut(&[])
+}
+
+/// Each kind of change that takes something away, and back.
+pub(crate) fn assert_changes_cut(arguments: &[&str]) -> Result<()> {
+    let roles = [
         Role::new("server"),
         Role::new("friend"),
         Role::new("subject"),
         Role::new("guest").in_namespace("guests"),
-    ])?;
+    ];
+    let scene = Scene::with_arguments(&roles, arguments)?;
     let trusted = |team: &str| manifests::namespace("guests", &[("team", team)]);
     let all = only(&json!([
         app("friend"),
