@@ -287,6 +287,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "node_parts::by_tcx_a_program_of_somebody_else_behind_ours_still_runs",
     ),
     lab(
+        "pass-means-ok",
+        "agent-ebpf/src/deliver.rs: packets that pass go on to the programs of others",
+        "node_parts::by_clsact_a_program_of_somebody_else_behind_ours_still_runs",
+    ),
+    lab(
         "no-drift-check",
         "agent/src/reconcile/drift.rs: the look whether what was made is still there",
         "drift::links_that_are_detached_come_back",
