@@ -55,6 +55,11 @@ pub fn patience() -> u32 {
     times.and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
+/// A rate that is as hard on this machine as `rate` is on one that is not emulated; 1 at the least, unless it is 0.
+pub fn gently(rate: u32) -> u32 {
+    (rate / patience()).max(rate.min(1))
+}
+
 /// Locks a mutex, also after a panic of another holder: the lab's data are counters and lists that stay valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

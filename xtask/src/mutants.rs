@@ -345,6 +345,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "node_parts::by_tcx_a_program_of_somebody_else_behind_ours_still_runs",
     ),
     lab(
+        "pass-means-ok",
+        "agent-ebpf/src/deliver.rs: packets that pass go on to the programs of others",
+        "node_parts::by_clsact_a_program_of_somebody_else_behind_ours_still_runs",
+    ),
+    lab(
         "no-drift-check",
         "agent/src/reconcile/drift.rs: the look whether what was made is still there",
         "drift::links_that_are_detached_come_back",
@@ -362,7 +367,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     lab(
         "missing-is-failed",
         "agent/src/datapath/cleanup.rs: what is missing on a half-broken node is no failure",
-        "cleanup::cleanup_works_on_a_node_that_is_half_broken",
+        "cleanup::by_tcx_cleanup_works_on_a_node_that_is_half_broken",
     ),
     lab(
         "deaf-to-sigterm",

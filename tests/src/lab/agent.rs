@@ -209,14 +209,10 @@ impl Agent {
     /// # Errors
     /// It did not end in time.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
+        let most = TERMINATE_DEADLINE * patience();
         self.process.signal(Signal::SIGTERM)?;
-        let status = self.process.wait(TERMINATE_DEADLINE)?;
-        status.with_context(|| {
-            format!(
-                "still running {TERMINATE_DEADLINE:?} after SIGTERM: {}",
-                self.describe()
-            )
-        })
+        let status = self.process.wait(most)?;
+        status.with_context(|| format!("still running {most:?} after SIGTERM: {}", self.describe()))
     }
 
     /// Starts it again with the same plan, after [`Agent::kill`] or [`Agent::terminate`], and waits until it is ready.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agent_common::Reason;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::lab::manifests;
+use tests::lab::{manifests, patience};
 
 use crate::policies::on;
 use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, service, slices, vip};
@@ -25,7 +25,7 @@ const PROBLEMS: &str = "problems";
 impl Scene {
     /// What a section of the status says of `object`, once it says something.
     fn told(&self, sections: &[&str], object: &str) -> Result<String> {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE * patience();
         loop {
             let status = self.agent.status()?;
             for section in sections {
@@ -219,7 +219,7 @@ fn seventy_thousand_endpoints_are_served_whole_or_rejected_with_the_limit() -> R
         .put_file("crowd.json", &serde_json::to_string(&list)?)?;
     scene.dir.put(&crowd)?;
     // It takes as long as it takes; a moment in which the agent is busy is no reason to give up.
-    let end = Instant::now() + 6 * DEADLINE;
+    let end = Instant::now() + 6 * DEADLINE * patience();
     let served = loop {
         let listed = scene.agent.cli(&["service", "list"])?;
         let crowd = listed["services"]

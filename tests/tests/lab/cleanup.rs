@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tests::lab::agent::{Agent, AgentPlan, Source, sluice_binary};
 use tests::lab::foreign::{Counting, Side, tc};
 use tests::lab::node::Node;
+use tests::lab::patience;
 
 use crate::drift::pins;
 use crate::policies::on;
@@ -151,7 +152,12 @@ fn lock(socket: &Path) -> PathBuf {
 
 #[test]
 fn an_agent_ends_within_a_second_of_sigterm_and_the_datapath_stays_in_force() -> Result<()> {
-    let mut scene = web(&[])?;
+    assert_ends_at_sigterm(&[], 3)
+}
+
+/// So many times the agent is told to end, under load, and started again.
+pub(crate) fn assert_ends_at_sigterm(arguments: &[&str], times: usize) -> Result<()> {
+    let mut scene = web(arguments)?;
     let guard = on(
         "stranger",
         "guard",
@@ -160,7 +166,7 @@ fn an_agent_ends_within_a_second_of_sigterm_and_the_datapath_stays_in_force() ->
     scene.apply([&guard])?;
     let load = Load::start(&scene, RATE)?;
     let mut slowest = Duration::ZERO;
-    for _ in 0..3 {
+    for _ in 0..times {
         load.more(PHASE)?;
         let started = Instant::now();
         let status = scene.agent.terminate()?;
@@ -177,8 +183,8 @@ fn an_agent_ends_within_a_second_of_sigterm_and_the_datapath_stays_in_force() ->
     }
     // The client's namespace has sent segments again to where it is denied; its connections to the service have not.
     load.stop()?;
-    tests::say(format!("the slowest of 3 ends took {slowest:?}"));
-    ensure!(slowest < END, "{slowest:?}");
+    tests::say(format!("the slowest of {times} ends took {slowest:?}"));
+    ensure!(slowest < END * patience(), "{slowest:?}");
     Ok(())
 }
 
@@ -304,46 +310,53 @@ fn cleanup_removes_filters_and_the_qdiscs_that_sluice_made() -> Result<()> {
 }
 
 #[test]
-fn cleanup_works_on_a_node_that_is_half_broken() -> Result<()> {
-    for arguments in [&["--attach=tcx"], &["--attach=clsact"]] {
-        let mut scene = guarded(arguments)?;
-        let root = scene.agent.plan().pin_root.clone();
-        scene.agent.kill()?;
-        // Pins of programs gone, maps half gone, a link and a filter gone, what does not belong there, an older layout's rest.
-        let gone = |path: &PathBuf| {
-            let names = ["services", "programs", "config", "cgroup-connect4"];
-            let stub = path.to_string_lossy().contains("/programs/");
-            stub || names.iter().any(|name| path.ends_with(name))
-        };
-        for path in pins(&root)?.iter().filter(|path| gone(path)) {
-            fs::remove_file(path)?;
-        }
-        if arguments[0].ends_with("clsact") {
-            let device = scene.actor("server")?.pod.device.clone();
-            tc(
-                scene.node.netns(),
-                &format!("filter del dev {device} egress"),
-            )?;
-        }
-        fs::create_dir_all(root.join("v0").join("maps"))?;
-        fs::create_dir(root.join("notes"))?;
-        let cleanup = Cleanup::run(&scene, &[])?;
-        assert_gone(&scene, &cleanup)?;
-        ensure!(
-            !root.join("v0").exists() && root.join("notes").is_dir(),
-            "{cleanup:?}"
-        );
-        ensure!(
-            cleanup.left.iter().any(|line| line.contains("notes")),
-            "{cleanup:?}"
-        );
-        ensure!(
-            qdiscs(&scene.node)?.is_empty(),
-            "{:?}",
-            qdiscs(&scene.node)?
-        );
-        fs::remove_dir(root.join("notes"))?;
+fn by_tcx_cleanup_works_on_a_node_that_is_half_broken() -> Result<()> {
+    assert_cleanup_of_half_a_node("--attach=tcx")
+}
+
+#[test]
+fn by_clsact_cleanup_works_on_a_node_that_is_half_broken() -> Result<()> {
+    assert_cleanup_of_half_a_node("--attach=clsact")
+}
+
+fn assert_cleanup_of_half_a_node(attach: &str) -> Result<()> {
+    let mut scene = guarded(&[attach])?;
+    let root = scene.agent.plan().pin_root.clone();
+    scene.agent.kill()?;
+    // Pins of programs gone, maps half gone, a link and a filter gone, what does not belong there, an older layout's rest.
+    let gone = |path: &PathBuf| {
+        let names = ["services", "programs", "config", "cgroup-connect4"];
+        let stub = path.to_string_lossy().contains("/programs/");
+        stub || names.iter().any(|name| path.ends_with(name))
+    };
+    for path in pins(&root)?.iter().filter(|path| gone(path)) {
+        fs::remove_file(path)?;
     }
+    if attach.ends_with("clsact") {
+        let device = scene.actor("server")?.pod.device.clone();
+        tc(
+            scene.node.netns(),
+            &format!("filter del dev {device} egress"),
+        )?;
+    }
+    fs::create_dir_all(root.join("v0").join("maps"))?;
+    fs::create_dir(root.join("notes"))?;
+    let cleanup = Cleanup::run(&scene, &[])?;
+    assert_gone(&scene, &cleanup)?;
+    ensure!(
+        !root.join("v0").exists() && root.join("notes").is_dir(),
+        "{cleanup:?}"
+    );
+    ensure!(
+        cleanup.left.iter().any(|line| line.contains("notes")),
+        "{cleanup:?}"
+    );
+    ensure!(
+        qdiscs(&scene.node)?.is_empty(),
+        "{:?}",
+        qdiscs(&scene.node)?
+    );
+    fs::remove_dir(root.join("notes"))?;
     Ok(())
 }
 

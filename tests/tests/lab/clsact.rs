@@ -14,7 +14,7 @@ use crate::services::{
     BACKENDS, EMPTY, WEB, assert_host, assert_spread, ready, service_probes, web,
 };
 
-const CLSACT: &[&str] = &["--attach=clsact"];
+pub(crate) const CLSACT: &[&str] = &["--attach=clsact"];
 
 /// Filters by device and direction: the program's id of each.
 pub(crate) fn filters(scene: &Scene) -> Result<BTreeMap<(String, &'static str), Vec<u64>>> {

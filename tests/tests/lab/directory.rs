@@ -1,6 +1,8 @@
 //! The manifests directory fails under a running agent, and in ways that take mounts: the last state stays in force, and status says since
 //! when it is one.
 
+mod volume;
+
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;

@@ -3,10 +3,10 @@
 use agent_common::Reason;
 use anyhow::{Result, ensure};
 use serde_json::json;
-use tests::lab::manifests;
 use tests::lab::traffic::Server;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::wire::Wire;
+use tests::lab::{manifests, patience};
 
 use crate::policies::deny_all;
 use crate::scene::{DEADLINE, HTTP, PORTS, Scene, at, roles};
@@ -16,7 +16,12 @@ const CONNECTIONS: usize = 2;
 
 #[test]
 fn a_flow_to_a_pod_that_was_not_known_is_judged_once_it_is() -> Result<()> {
-    let mut scene = Scene::new(&roles(&["client"]))?;
+    assert_late_pod_is_judged(&[])
+}
+
+/// A pod comes, and connections to it, while no agent runs.
+pub(crate) fn assert_late_pod_is_judged(arguments: &[&str]) -> Result<()> {
+    let mut scene = Scene::with_arguments(&roles(&["client"]), arguments)?;
     scene.agent.kill()?;
     let late = scene.node.pod("late")?;
     let _server = Server::on_ports(late.netns(), "late", &late.addresses(), &PORTS)?;
@@ -31,7 +36,7 @@ fn a_flow_to_a_pod_that_was_not_known_is_judged_once_it_is() -> Result<()> {
     scene.agent.start_again()?;
     scene.apply([&deny_all("late")])?;
     for (family, held) in ["IPv4", "IPv6"].iter().zip(&held) {
-        let ended = held.wait_for_failures(CONNECTIONS, DEADLINE);
+        let ended = held.wait_for_failures(CONNECTIONS, DEADLINE * patience());
         ensure!(
             ended == CONNECTIONS,
             "{family}: {ended} of {CONNECTIONS} connections ended, although policy lets none of them in"
@@ -83,7 +88,7 @@ fn who_opened_a_connection_that_nobody_saw_is_told_by_the_pods_sockets() -> Resu
     }
     scene.agent.start_again()?;
     for (name, kind, held) in &ends {
-        let ended = held.wait_for_failures(CONNECTIONS, DEADLINE);
+        let ended = held.wait_for_failures(CONNECTIONS, DEADLINE * patience());
         ensure!(
             ended == CONNECTIONS,
             "{name}: {ended} of {CONNECTIONS} that it has {kind} ended, although policy denies them"

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod bad_input;
+mod by_clsact;
 mod cleanup;
 mod clsact;
 mod directory;

@@ -11,6 +11,7 @@ use serde_json::json;
 use tests::lab::foreign::{Counting, Side};
 use tests::lab::manifests;
 use tests::lab::node::Node;
+use tests::lab::patience;
 use tests::lab::pod::Pod;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::wire::Wire;
@@ -100,9 +101,10 @@ fn hold(scene: &Scene, to: SocketAddr) -> Result<Held> {
 
 /// Waits for what is to come.
 pub(crate) fn await_that(what: &str, mut come: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
+    let most = DEADLINE * patience();
+    let end = Instant::now() + most;
     while !come()? {
-        ensure!(Instant::now() < end, "not after {DEADLINE:?}: {what}");
+        ensure!(Instant::now() < end, "not after {most:?}: {what}");
         // What other processes do to the kernel tells nobody.
         std::thread::sleep(POLL * 20);
     }
@@ -116,11 +118,16 @@ pub(crate) fn open(stage: &Stage, map: &str) -> Result<MapData> {
 
 #[test]
 fn a_link_that_goes_down_and_up_is_served_again() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    assert_link_is_served_again(&[], 3)
+}
+
+/// A pod's link goes down and up so many times.
+pub(crate) fn assert_link_is_served_again(arguments: &[&str], times: usize) -> Result<()> {
+    let stage = Stage::new(arguments)?;
     let scene = &stage.scene;
     let pod = &scene.actor("guarded")?.pod;
     let ifindex = u64::from(pod.ifindex()?);
-    for _ in 0..3 {
+    for _ in 0..times {
         pod.link_down()?;
         await_that(
             "the pod's programs gone",
@@ -147,45 +154,53 @@ fn hooks(scene: &Scene, ifindex: u64) -> Result<usize> {
 
 #[test]
 fn a_pod_that_is_made_again_inherits_nothing() -> Result<()> {
-    for same_ifindex in [false, true] {
-        let mut stage = Stage::new(&[])?;
-        // Its name and addresses are those of the one before; who it is, is not.
-        let before = stage.scene.actor("guarded")?.pod.ifindex()?;
-        let mut old = Vec::new();
-        for to in at(stage.scene.addresses("guarded")?, HTTP) {
-            old.push(hold(&stage.scene, to)?);
-        }
-        stage
-            .scene
-            .make_again("guarded", same_ifindex.then_some(before))?;
-        let now = stage.scene.actor("guarded")?.pod.ifindex()?;
-        ensure!((now == before) == same_ifindex, "{before} {now}");
-        let pod = &stage.scene.actor("guarded")?.pod;
-        let shut = deny_all("another");
-        stage
-            .scene
-            .apply([&manifests::pod(pod, &[("app", "another")], &[]), &shut])?;
-        await_programs(&stage.scene, "guarded")?;
-        for held in &old {
-            ensure!(
-                held.wait_for_failures(HELD, DEADLINE) == HELD,
-                "connections of the pod before: {:?}",
-                held.connections()
-            );
-        }
-        stage
-            .scene
-            .assert_denied("client", "guarded", HTTP, Reason::PolicyIngress)?;
-        stage.assert_held()?;
-        // And again as what it was: the same labels, so the same rights.
-        stage.scene.remove([&shut])?;
-        stage
-            .scene
-            .make_again("guarded", same_ifindex.then_some(now))?;
-        stage.scene.relabel("guarded", &[("app", "guarded")])?;
-        await_programs(&stage.scene, "guarded")?;
-        stage.assert_in_force()?;
+    [false, true]
+        .into_iter()
+        .try_for_each(|same_ifindex| assert_made_again_it_inherits_nothing(&[], same_ifindex))
+}
+
+/// A pod goes, and another comes with its name and addresses; with its interface's index too, or not.
+pub(crate) fn assert_made_again_it_inherits_nothing(
+    arguments: &[&str],
+    same_ifindex: bool,
+) -> Result<()> {
+    let mut stage = Stage::new(arguments)?;
+    // Its name and addresses are those of the one before; who it is, is not.
+    let before = stage.scene.actor("guarded")?.pod.ifindex()?;
+    let mut old = Vec::new();
+    for to in at(stage.scene.addresses("guarded")?, HTTP) {
+        old.push(hold(&stage.scene, to)?);
     }
+    stage
+        .scene
+        .make_again("guarded", same_ifindex.then_some(before))?;
+    let now = stage.scene.actor("guarded")?.pod.ifindex()?;
+    ensure!((now == before) == same_ifindex, "{before} {now}");
+    let pod = &stage.scene.actor("guarded")?.pod;
+    let shut = deny_all("another");
+    stage
+        .scene
+        .apply([&manifests::pod(pod, &[("app", "another")], &[]), &shut])?;
+    await_programs(&stage.scene, "guarded")?;
+    for held in &old {
+        ensure!(
+            held.wait_for_failures(HELD, DEADLINE * patience()) == HELD,
+            "connections of the pod before: {:?}",
+            held.connections()
+        );
+    }
+    stage
+        .scene
+        .assert_denied("client", "guarded", HTTP, Reason::PolicyIngress)?;
+    stage.assert_held()?;
+    // And again as what it was: the same labels, so the same rights.
+    stage.scene.remove([&shut])?;
+    stage
+        .scene
+        .make_again("guarded", same_ifindex.then_some(now))?;
+    stage.scene.relabel("guarded", &[("app", "guarded")])?;
+    await_programs(&stage.scene, "guarded")?;
+    stage.assert_in_force()?;
     Ok(())
 }
 
@@ -222,7 +237,12 @@ fn replace_uplink(scene: &Scene) -> Result<()> {
 
 #[test]
 fn an_uplink_that_is_replaced_is_served_and_addresses_are_followed() -> Result<()> {
-    let stage = Stage::new(&[])?;
+    assert_uplink_and_addresses_are_followed(&[])
+}
+
+/// The uplink goes and comes; an address of the host's too.
+pub(crate) fn assert_uplink_and_addresses_are_followed(arguments: &[&str]) -> Result<()> {
+    let stage = Stage::new(arguments)?;
     let scene = &stage.scene;
     let index = || -> Result<u64> {
         let index = scene

@@ -10,6 +10,7 @@ use agent_common::{Address, protocol};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::netns::Netns;
+use tests::lab::patience;
 use tests::lab::traffic::held::{Held, HoldPlan};
 
 use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, at, roles, service, vip};
@@ -52,7 +53,7 @@ impl Line {
 }
 
 /// A client with connections to a service, idle and busy, and two pods that press.
-struct Stage {
+pub(crate) struct Stage {
     scene: Scene,
     idle: Vec<Line>,
     busy: Vec<Held>,
@@ -92,7 +93,7 @@ impl Stage {
 
     /// Waits until the agent's status is as wanted.
     fn await_status(&self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Result<Value> {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + SOON * patience();
         loop {
             let status = self.scene.agent.status()?;
             if wanted(&status) {
@@ -157,9 +158,14 @@ fn evicted(status: &Value, map: &str) -> u64 {
 
 #[test]
 fn a_scan_evicts_nobodys_connections_idle_or_busy() -> Result<()> {
+    assert_scan_evicts_nobody(&[])
+}
+
+/// A pod sends a datagram to each of many addresses, where nobody is.
+pub(crate) fn assert_scan_evicts_nobody(arguments: &[&str]) -> Result<()> {
     /// Twenty times what the table of unanswered flows holds.
     const SCANNED: u16 = 20_000;
-    let mut stage = Stage::new(&["--conntrack-udp-timeout=4s"])?;
+    let mut stage = Stage::new(&[arguments, &["--conntrack-udp-timeout=4s"]].concat())?;
     let before = stage.scene.agent.status()?;
     stage.scene.netns("presser")?.run(|| -> Result<()> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -192,10 +198,22 @@ fn a_scan_evicts_nobodys_connections_idle_or_busy() -> Result<()> {
 // Fails with mutant "no-share".
 #[test]
 fn a_pod_whose_partner_answers_takes_its_share_and_no_more() -> Result<()> {
+    // So long that none goes while they are opened.
+    let timeout = format!("--conntrack-udp-timeout-stream={}s", 8 * patience());
+    let mut stage = assert_share(&[&timeout])?;
+    // What is idle for as long as the flag says goes, and the share with it; what may be idle for longer stays.
+    stage.await_status("the share is free again", |status| {
+        status["flows"]["pods_at_share"] == 0
+    })?;
+    stage.ensure_unharmed()
+}
+
+/// A pod opens more flows than its share, all of which are answered. Answers the stage as it is then.
+pub(crate) fn assert_share(arguments: &[&str]) -> Result<Stage> {
     /// Five times what the table holds.
     const OPENED: u16 = 5_000;
     const FIRST_PORT: u16 = 20_000;
-    let mut stage = Stage::new(&["--conntrack-udp-timeout-stream=8s"])?;
+    let mut stage = Stage::new(arguments)?;
     let unanswered = stage.press(FIRST_PORT..FIRST_PORT + OPENED)?;
     ensure!(
         unanswered == 0,
@@ -230,11 +248,7 @@ fn a_pod_whose_partner_answers_takes_its_share_and_no_more() -> Result<()> {
         "{OPENED} answered flows of one pod: {held} in conntrack ({SHARE} are its share), all answered, {} other connections unharmed",
         stage.idle.len() + stage.busy.len() * 3
     ));
-    // What is idle for as long as the flag says goes, and the share with it; what may be idle for longer stays.
-    stage.await_status("the share is free again", |status| {
-        status["flows"]["pods_at_share"] == 0
-    })?;
-    stage.ensure_unharmed()
+    Ok(stage)
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Instant;
 use agent_common::Reason;
 use anyhow::{Result, ensure};
 use serde_json::json;
-use tests::lab::manifests;
 use tests::lab::traffic::held::{Held, HoldPlan};
+use tests::lab::{manifests, patience};
 
 use crate::policies::on;
 use crate::scene::{DEADLINE, HTTP, NAMED, OTHER, POLL, Scene, at, roles};
@@ -23,7 +23,13 @@ fn assert_in_force(scene: &Scene) -> Result<()> {
 
 #[test]
 fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> Result<()> {
-    let mut scene = Scene::new(&roles(&["client", "stranger", "guarded", "kept"]))?;
+    assert_restarts_forget_nothing(&[], 2)
+}
+
+/// Objects of pods go, the agent is started anew so many times, and then the pods' links go.
+pub(crate) fn assert_restarts_forget_nothing(arguments: &[&str], times: usize) -> Result<()> {
+    let names = ["client", "stranger", "guarded", "kept"];
+    let mut scene = Scene::with_arguments(&roles(&names), arguments)?;
     // Two pods that are guarded alike: nothing stands with one, so that what it sees tells of denied ones.
     let guards = ["guarded", "kept"].map(|name| {
         on(
@@ -51,7 +57,7 @@ fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> R
         scene.remove([&manifests::pod(pod, &[("app", name)], &NAMED)])?;
     }
     assert_in_force(&scene)?;
-    for _ in 0..2 {
+    for _ in 0..times {
         scene.agent.kill()?;
         scene.agent.start_again()?;
         scene.settle()?;
@@ -59,7 +65,7 @@ fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> R
     }
     for held in &held {
         let before = held.rounds();
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + DEADLINE * patience();
         while held.rounds() == before {
             ensure!(Instant::now() < end, "{:?}", held.connections());
             std::thread::sleep(POLL);
@@ -71,7 +77,7 @@ fn a_restart_forgets_no_policy_of_a_pod_whose_object_went_before_its_link() -> R
     let links = scene.pinned().entries("links")?;
     scene.delete("guarded")?;
     scene.delete("kept")?;
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + DEADLINE * patience();
     while scene.pinned().entries("links")? != links - 2 || scene.pinned().entries("rules")? != 0 {
         ensure!(
             Instant::now() < end,

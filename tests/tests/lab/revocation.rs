@@ -109,12 +109,18 @@ fn fixed_service(name: &str, number: u8, pod: &Pod) -> [Value; 3] {
 // Fails with mutant "no-epoch".
 #[test]
 fn what_a_change_takes_away_ends_with_the_next_packet_either_way() -> Result<()> {
-    let mut scene = Scene::new(&[
+    assert_changes_cut(&[])
+}
+
+/// Each kind of change that takes something away, and back.
+pub(crate) fn assert_changes_cut(arguments: &[&str]) -> Result<()> {
+    let roles = [
         Role::new("server"),
         Role::new("friend"),
         Role::new("subject"),
         Role::new("guest").in_namespace("guests"),
-    ])?;
+    ];
+    let mut scene = Scene::with_arguments(&roles, arguments)?;
     // A pod that is like the subject, of a node that has no agent: both ends of its connections are judged here, or not at all.
     let node = scene.lab.node("b")?;
     let remote = node.pod("remote")?;

@@ -15,6 +15,7 @@ use tests::lab::agent::{Agent, AgentPlan, Source};
 use tests::lab::manifests::{self, Endpoint, ManifestDir, NamedPort, ServicePort};
 use tests::lab::netns::Netns;
 use tests::lab::node::Node;
+use tests::lab::patience;
 use tests::lab::pinned::Pinned;
 use tests::lab::pod::{Pod, PodSpec};
 use tests::lab::traffic::{Proto, Server};
@@ -286,11 +287,12 @@ impl Scene {
         self.dir
             .put_file("zz-mark.yaml", &serde_yaml_ng::to_string(&service)?)?;
         let key = ServiceKey::new(address.into(), mark.port.to_be(), protocol::TCP);
-        let end = Instant::now() + DEADLINE;
+        let most = DEADLINE * patience();
+        let end = Instant::now() + most;
         while !self.pinned().has_service(&key)? {
             ensure!(
                 Instant::now() < end,
-                "what was written is not in force after {DEADLINE:?}:\n{}",
+                "what was written is not in force after {most:?}:\n{}",
                 self.agent.log_tail()
             );
             // Another process's map tells nobody that it changed.

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::lab::host::HostProcess;
 use tests::lab::manifests::Endpoint;
+use tests::lab::patience;
 use tests::lab::traffic::connects::{ConnectPlan, ConnectReport, Connects};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, probe};
 
@@ -130,7 +131,7 @@ fn a_backend_is_scaled_away_and_back_and_no_request_fails() -> Result<()> {
 
 /// Waits until the generator has had so many answers.
 pub(crate) fn wait_for(connects: &Connects, answered: u64) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + DEADLINE * patience();
     loop {
         let (started, now, failed) = connects.so_far();
         if now >= answered {
@@ -214,7 +215,7 @@ fn assert_refusals(scene: &Scene) -> Result<()> {
     ] {
         let probes = service_probes(scene, number, port)?;
         let before = scene.pinned().drops(reason)?;
-        let outcomes = probe::run(&probes, Patience::deadline(AT_ONCE))?;
+        let outcomes = probe::run(&probes, Patience::deadline(AT_ONCE * patience()))?;
         for (probe, outcome) in probes.iter().zip(&outcomes) {
             ensure!(
                 *outcome == Outcome::Refused,
@@ -316,7 +317,7 @@ fn a_service_that_is_deleted_is_no_service() -> Result<()> {
     scene.remove(&objects)?;
     let outcomes = probe::run(
         &service_probes(&scene, WEB, SERVICE)?,
-        Patience::deadline(AT_ONCE),
+        Patience::deadline(AT_ONCE * patience()),
     )?;
     ensure!(
         outcomes.iter().all(|outcome| !outcome.is_answered()),

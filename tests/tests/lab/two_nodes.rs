@@ -15,7 +15,12 @@ use crate::verdict::ensure_unseen;
 
 #[test]
 fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
-    let mut scene = Scene::new(&roles(&["client", "stranger"]))?;
+    assert_no_interference(&[])
+}
+
+/// Two nodes whose agents have these arguments.
+pub(crate) fn assert_no_interference(arguments: &[&str]) -> Result<()> {
+    let mut scene = Scene::with_arguments(&roles(&["client", "stranger"]), arguments)?;
     let node = scene.lab.node("b")?;
     let remote = node.pod("remote")?;
     let server = Server::on_ports(remote.netns(), "remote", &remote.addresses(), &PORTS)?;
@@ -33,6 +38,7 @@ fn two_agents_on_one_machine_do_not_interfere() -> Result<()> {
     );
     scene.apply([&only_client])?;
     let plan = AgentPlan::new(&node, Source::Manifests(scene.dir.path().to_owned()))?;
+    let plan = arguments.iter().fold(plan, |plan, more| plan.arg(more));
     let other = Agent::start(&node, plan)?;
     let (here, there) = (scene.pinned(), Pinned::new(&other.plan().pin_root));
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tests::lab::Lab;
 use tests::lab::agent::{Agent, AgentPlan, Source, sluice_binary};
 use tests::lab::manifests::ManifestDir;
+use tests::lab::patience;
 
 /// How long an agent that cannot start may take to say so.
 const REFUSAL: Duration = Duration::from_secs(20);
@@ -49,7 +50,7 @@ fn assert_refuses(
     let mut plan = AgentPlan::new(&node, Source::Manifests(dir.path().to_owned()))?;
     change(&mut plan);
     let mut agent = Agent::launch(&node, plan)?;
-    let status = agent.process().wait(REFUSAL)?;
+    let status = agent.process().wait(REFUSAL * patience())?;
     let status = status.with_context(|| format!("{name}: still running\n{}", agent.log_tail()))?;
     ensure!(!status.success(), "{name}: ended with success");
     ensure_one_clear_line(&agent.log(), words).with_context(|| name.to_owned())

@@ -23,6 +23,7 @@ use super::counters::Counters;
 use super::ready::Ready;
 use super::{Outcome, Proto};
 use crate::lab::netns::Netns;
+use crate::lab::{gently, patience};
 
 /// Failures described in a report; all are counted.
 const FAILURES_TOLD: usize = 20;
@@ -46,13 +47,13 @@ pub struct ConnectPlan {
 
 impl ConnectPlan {
     /// TCP at this rate until stopped. A connection may take five seconds: a SYN that is lost and sent again shows as a
-    /// retransmission, not as a failure.
+    /// retransmission, not as a failure. An emulated machine has fewer, and they may take longer ([`patience`]).
     pub fn tcp(to: SocketAddr, rate: u32) -> Self {
         Self {
             to,
             proto: Proto::Tcp,
-            rate,
-            deadline: Duration::from_secs(5),
+            rate: gently(rate),
+            deadline: Duration::from_secs(5) * patience(),
             count: None,
             cpu: None,
         }

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use super::Outcome;
 use super::answer::Answer;
-use crate::lab::lock;
 use crate::lab::netns::Netns;
+use crate::lab::{lock, patience};
 
 /// What to hold.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +35,10 @@ pub struct HoldPlan {
 }
 
 impl HoldPlan {
-    /// So many connections with a request every 10 ms and a deadline of a second.
+    /// So many connections with a request every 10 ms and a deadline of a second; an emulated machine has more time for both.
     pub fn new(to: SocketAddr, connections: usize) -> Self {
-        let (pause, deadline) = (Duration::from_millis(10), Duration::from_secs(1));
+        let pause = Duration::from_millis(10) * patience();
+        let deadline = Duration::from_secs(1) * patience();
         Self {
             to,
             connections,

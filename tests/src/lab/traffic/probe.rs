@@ -22,7 +22,7 @@ pub struct Patience {
     /// Probes still open time out when none of them all has moved for this long. Counted from the last event of any
     /// probe, so that a busy machine stretches it.
     pub quiet: Duration,
-    /// Probes still open time out this long after the last was started, whatever happens.
+    /// Probes still open time out this long after the last was started, whatever happens; later where the machine is emulated.
     pub at_most: Duration,
 }
 
@@ -215,7 +215,7 @@ impl Round {
     }
 
     fn finish(mut self, patience: Patience) -> Result<Vec<Outcome>> {
-        let last = Instant::now() + patience.at_most;
+        let last = Instant::now() + patience.at_most * crate::lab::patience();
         let mut quiet = Instant::now() + patience.quiet;
         while self.left > 0 && self.collect(Some(quiet.min(last)))? {
             quiet = Instant::now() + patience.quiet;

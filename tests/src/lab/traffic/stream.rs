@@ -17,8 +17,8 @@ pub use self::receiver::Receiver;
 use super::ready::Ready;
 use super::sequence::{Sequence, SequenceReport};
 use super::server::RECEIVE_BUFFER;
-use crate::lab::lock;
 use crate::lab::netns::Netns;
+use crate::lab::{gently, lock};
 
 /// A datagram: the stream's number and the datagram's, eight bytes each, big-endian.
 const DATAGRAM: usize = 16;
@@ -54,7 +54,7 @@ const KEY_STOP: u64 = 1;
 pub struct StreamPlan {
     /// Whom to.
     pub to: SocketAddr,
-    /// Datagrams a second.
+    /// Datagrams a second; fewer where the machine is emulated.
     pub rate: u32,
     /// The CPU for the sender's thread.
     pub cpu: Option<usize>,
@@ -177,7 +177,7 @@ impl SendJob {
         ready.add_readable(&self.socket, KEY_SOCKET)?;
         ready.add_readable(stop, KEY_STOP)?;
         let interval = Duration::from_secs(1)
-            .checked_div(self.plan.rate)
+            .checked_div(gently(self.plan.rate))
             .context("a rate of no datagrams a second")?;
         let mut echoes = Sequence::default();
         let mut errors = Errors::default();

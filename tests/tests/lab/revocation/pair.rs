@@ -13,6 +13,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use tests::lab::netns::Netns;
+use tests::lab::patience;
 use tests::lab::pod::Pod;
 use tests::lab::traffic::Proto;
 
@@ -247,7 +248,7 @@ pub(super) fn ensure_cut(scene: &Scene, pairs: &mut [Pair]) -> Result<()> {
             sent += 1;
         }
     }
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + DEADLINE * patience();
     while drops()? - before < sent {
         ensure!(
             Instant::now() < end,

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use crate::setup::vm::{Kernel, QEMU};
 use crate::shell;
 
-/// Memory in MiB: the image and its unpacked copy (half of it), maps of full size, one agent.
-const MEMORY: &str = "2048";
+/// Memory in MiB: the image and its unpacked copy, and for each test that runs two agents' maps of full size (two nodes, or two layouts).
+const MEMORY: &str = "3072";
 /// CPUs: programs meet each other on two, and a third would have no core of its own on a small machine.
 const CPUS: &str = "2";
 /// What the kernel is told. A panic ends the machine at once; what costs time and shows nothing here is left out: copies by
