@@ -1,9 +1,10 @@
 //! Every map. Keys, values and capacities: `agent_common`.
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow,
-    GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
-    SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
+    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow, Fragment,
+    FragmentKey, GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry,
+    ServiceKey, SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget,
+    gate, limits,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -52,6 +53,9 @@ pub static SOCK_REVERSE: LruHashMap<
     SocketReverse,
     { limits::SOCKET_REVERSE as usize },
 > = LruHashMap::new();
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1, MAPPED> = Array::new();
 #[btf_map(name = "counters")]

@@ -13,6 +13,7 @@ mod frames;
 mod full;
 mod late;
 mod node_parts;
+mod offloads;
 mod one_cgroup;
 mod policies;
 mod pressure;
