@@ -15,6 +15,7 @@
 //! | `services` | [`ServiceKey`] -> [`ServiceEntry`] | hash | agent | new flow to a service address |
 //! | `heads` | pool -> [`Head`] | array, mapped | agent | new service flow |
 //! | `slots` | index -> [`Slot`] | array, mapped | agent | new service flow |
+//! | `fragments` | [`FragmentKey`] -> [`Fragment`] | LRU hash | programs | fragments but first ones |
 //! | `sock_reverse` | [`SocketReverseKey`] -> [`SocketReverse`] | LRU hash | socket programs | host processes' datagrams and `getpeername` |
 //! | `config` | 0 -> [`Config`] | array, mapped | agent | new flow, socket programs |
 //! | `counters` | index -> [`Counter`] | per-CPU array | programs | drops, new flows |
@@ -24,8 +25,7 @@
 //! | `gate`, `gate_*` | side and hook -> program | program arrays | agent | every packet (the stubs), see [`gate`] |
 //!
 //! Settled now, created when used: `affinity` ([`AffinityKey`] -> [`Affinity`]), `source_ranges` ([`SourceRangeKey`]), `maglev`
-//! (index -> [`Slot`]), `fragments` ([`FragmentKey`] -> [`Fragment`]), `source_ports` ([`SourcePortKey`] -> [`Tuple`]),
-//! `seen_flows` ([`SeenFlowKey`] -> [`SeenFlow`]).
+//! (index -> [`Slot`]), `source_ports` ([`SourcePortKey`] -> [`Tuple`]), `seen_flows` ([`SeenFlowKey`] -> [`SeenFlow`]).
 //!
 //! Addresses and ports in maps are in network order; fields that hold such a number end in `_be`. All else is in the
 //! machine's order. All padding is explicit and zero.
@@ -36,6 +36,7 @@ pub mod clock;
 mod config;
 mod conntrack;
 mod event;
+mod fragment;
 pub mod gate;
 pub mod hook;
 #[cfg(feature = "user")]
@@ -55,6 +56,7 @@ pub use address::*;
 pub use config::*;
 pub use conntrack::*;
 pub use event::*;
+pub use fragment::*;
 pub use pod::*;
 pub use policy::*;
 pub use reason::*;

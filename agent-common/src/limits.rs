@@ -61,8 +61,17 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOURCE_RANGES: u32 = 65_536;
 /// Entries of all Maglev tables.
 pub const MAGLEV: u32 = 2_097_152;
-/// Datagrams whose fragments are under way.
+/// Datagrams whose fragments are under way, at each hook that they pass: 2 MiB. The fragments of one follow each other within
+/// microseconds; a datagram of which one is lost leaves its entry until it is evicted, so this is how many lost ones it takes to disturb others.
 pub const FRAGMENTS: u32 = 16_384;
+/// Seconds that the fragments of one datagram may take (RFC 8200 4.5; Linux waits as long in IPv6, and half of it in IPv4).
+pub const REASSEMBLY_SECONDS: u32 = 60;
+/// IPv6 extension headers of one packet that are walked. RFC 8200 4.1 names six that may stand before the transport (hop-by-hop, destination
+/// options twice, routing, fragment, authentication), and real packets have one or two; each costs the verifier one more round.
+pub const EXTENSION_HEADERS: u32 = 6;
+/// Bytes of extension headers that are walked. Kernels and routers give up far earlier (RFC 7872, RFC 9098), and Linux itself takes no
+/// more than eight options of a header (`net.ipv6.max_hbh_opts_number`); translation must reach the ports behind them.
+pub const EXTENSION_BYTES: u32 = 256;
 /// Ports of node addresses that source rewriting has lent out.
 pub const SOURCE_PORTS: u32 = 131_072;
 /// Recently seen flows, for `policy preview`.

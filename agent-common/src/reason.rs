@@ -44,13 +44,13 @@ reasons! {
     SourceMartian = 4, "source-martian";
     /// A header is cut short or contradicts itself.
     Malformed = 5, "malformed";
-    /// A fragment, where policy or a service would have to judge it.
+    /// A fragment that does not begin where the last one of its datagram ended, or a first one without whole ports.
     Fragment = 6, "fragment";
-    /// An IPv6 extension header that is not walked.
+    /// IPv6 extension headers that are too many, in no order, or lead elsewhere (routing), where policy or a service would have to judge them.
     ExtensionHeader = 7, "extension-header";
     /// An ICMP error about a flow, where policy is in force.
     IcmpError = 8, "icmp-error";
-    /// A VLAN tag, where policy is in force.
+    /// A VLAN tag, where policy is in force; priority tags one in another, always.
     Vlan = 9, "vlan";
     /// Neither IPv4, IPv6 nor ARP, where policy is in force.
     Ethertype = 10, "ethertype";

@@ -228,40 +228,6 @@ pub struct SourceRangeKey {
     pub prefix: [u8; 16],
 }
 
-/// Key of `fragments`: what the fragments of one datagram share (RFC 791 3.2, RFC 8200 4.5).
-#[repr(C, align(8))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "user", derive(Debug))]
-pub struct FragmentKey {
-    /// Source address as the packet shows it.
-    pub source: Address,
-    /// Destination address as the packet shows it.
-    pub destination: Address,
-    /// Identification, network order (16 bits of it in IPv4).
-    pub id_be: u32,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Always zero.
-    pub _zero: [u8; 3],
-}
-
-/// Value of `fragments`.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "user", derive(Debug))]
-pub struct Fragment {
-    /// Source port of the first fragment, network order.
-    pub source_port_be: u16,
-    /// Destination port of the first fragment, network order.
-    pub destination_port_be: u16,
-    /// Offset in bytes at which the next fragment must begin.
-    pub next_offset: u32,
-    /// Tick ([`crate::clock`]) of the last fragment.
-    pub last_seen: u32,
-    /// Always zero.
-    pub _zero: u32,
-}
-
 /// Key of `source_ports`: a port of a node address that source rewriting has lent to a flow.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -293,7 +259,5 @@ const _: () = {
     assert!(size_of::<AffinityKey>() == 24);
     assert!(size_of::<Affinity>() == 16);
     assert!(size_of::<SourceRangeKey>() == 24);
-    assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<Fragment>() == 16);
     assert!(size_of::<SourcePortKey>() == 40);
 };

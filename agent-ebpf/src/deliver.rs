@@ -31,8 +31,17 @@ pub fn leave(verdict: i32) -> i32 {
 
 /// Sends an allowed packet of a flow on its way: rewritten where the entry says so, into the local pod that it names or to the
 /// stack. The entry was judged for both local ends before this is called; `to_pod` does not see what is redirected.
+///
+/// `WHOLE` says that the packet has a transport header for certain, see [`nat::translate`].
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, hook: u32, l4: u32, v4: bool, tuple: &Tuple, flow: &Flow) -> i32 {
+pub fn deliver<const WHOLE: bool>(
+    ctx: &TcContext,
+    hook: u32,
+    l4: u32,
+    v4: bool,
+    tuple: &Tuple,
+    flow: &Flow,
+) -> i32 {
     // A slot whose pod has ended has no interface: the stack tells the sender.
     if flow.deliver != NO_SLOT
         && let Some(target) = pod(flow.deliver)
@@ -43,7 +52,7 @@ pub fn deliver(ctx: &TcContext, hook: u32, l4: u32, v4: bool, tuple: &Tuple, flo
             None | Some(0 | 1) => return NEXT,
             Some(_) => {}
         }
-        if nat::translate(ctx, l4, v4, tuple.protocol, flow) == Rewritten::Failed
+        if nat::translate::<WHOLE>(ctx, l4, v4, tuple.protocol, flow) == Rewritten::Failed
             || nat::forward(ctx, v4, target) == Rewritten::Failed
         {
             count_drop(hook, Reason::RewriteFailed as u32, ctx.len());
@@ -52,7 +61,7 @@ pub fn deliver(ctx: &TcContext, hook: u32, l4: u32, v4: bool, tuple: &Tuple, flo
         // SAFETY: takes numbers only.
         return unsafe { bpf_redirect_peer(target.ifindex, 0) } as i32;
     }
-    if nat::translate(ctx, l4, v4, tuple.protocol, flow) == Rewritten::Failed {
+    if nat::translate::<WHOLE>(ctx, l4, v4, tuple.protocol, flow) == Rewritten::Failed {
         count_drop(hook, Reason::RewriteFailed as u32, ctx.len());
         return DROP;
     }

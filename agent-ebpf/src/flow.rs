@@ -1,11 +1,10 @@
 //! Making a flow.
 
-use core::ffi::c_void;
-
 use agent_common::{
     Address, Count, Flow, NO_SLOT, Reason, THIS_HOST, address_kind, event_kind, flow_flag, hook,
     lookup::Tables, path, pod_flag,
 };
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 
 use crate::{
     conntrack::{forget, partner},
@@ -16,7 +15,7 @@ use crate::{
     role::{end, role_of},
     service::{choose, own},
     tables::{Maps, pod},
-    work::Work,
+    work::{Work, alone},
 };
 
 /// What became of an attempt to make a flow.
@@ -83,8 +82,19 @@ fn direct(flow: &Flow, hook: u32, source: &Address) -> bool {
 }
 
 /// Completes both entries and puts them into `unreplied`. 0: done; 1: the flow is there already; else the reason why not.
-#[inline(never)]
+#[inline(always)]
 fn insert(work: &mut Work, ifindex: u32) -> u32 {
+    insert_flow(work, ifindex)
+}
+
+/// [`insert`], as a function that the verifier walks once and by itself (see `work.rs`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn insert_flow(work: *mut Work, ifindex: u32) -> u32 {
+    // SAFETY: see `alone`.
+    let Some(work) = (unsafe { alone(work) }) else {
+        return Reason::ConntrackFull as u32;
+    };
     let now = now();
     let key = work.forward_key;
     let peer = direct(&work.forward, work.hook, &key.source);
@@ -177,9 +187,20 @@ fn own_reply(work: &Work) -> bool {
 /// Takes up the middle of a TCP connection that nothing knows: in the orientation in which both ends' policies allow it, the
 /// packet's own first; but in one only where the pod's own sockets say which it is. `ctx` is the program's context, `ifindex` where the
 /// packet enters.
+#[inline(always)]
+pub fn midstream(ctx: &TcContext, work: &mut Work, ifindex: u32) -> u32 {
+    take_up(ctx.skb.skb, work, ifindex)
+}
+
+/// [`midstream`], as a function that the verifier walks once and by itself (see `work.rs`): it knows the context by its type's name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn midstream(ctx: *mut c_void, work: &mut Work, ifindex: u32) -> u32 {
-    let role = role_of(ctx, work);
+extern "C" fn take_up(ctx: *mut __sk_buff, work: *mut Work, ifindex: u32) -> u32 {
+    // SAFETY: see `alone`.
+    let Some(work) = (unsafe { alone(work) }) else {
+        return Reason::Midstream as u32;
+    };
+    let role = role_of(ctx.cast(), work);
     let own = (role == end::RESPONDER) == (work.here_responds != 0);
     work.flags |= flow_flag::MIDSTREAM;
     work.forward_key = work.tuple;

@@ -1,10 +1,10 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, Count, Flow, NO_BACKEND, NO_SLOT, Reason, Verdict, address_kind, flow_flag,
-    gate::GateWord, hook, lookup::Tables, pod_flag, protocol,
+    Address, Count, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord,
+    hook, lookup::Tables, pod_flag, protocol,
 };
-use aya_ebpf::{EbpfContext, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 
 use crate::{
     conntrack::{backend_holds, close, judged, partner, promote, reopens, touch},
@@ -12,11 +12,12 @@ use crate::{
     flow::{Opened, forget_found, midstream, open},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
-    packet::{Header, Parsed, arp_sender, parse, pull, skb, tcp},
+    packet::{Header, Parsed, arp_sender, parse, skb, tcp},
     policy::{enforced, judge, slot_of, store},
     report::{count, dropped},
     service::is_cluster_ip,
     tables::{Maps, link, pod},
+    walk::{ask, begin, follows},
     work::{Work, work},
 };
 
@@ -45,7 +46,7 @@ pub fn established(ctx: &TcContext) -> i32 {
         close(flow, header.tcp_flags, true);
     }
     touch(flow, kind);
-    deliver(
+    deliver::<true>(
         ctx,
         hook::FROM_POD,
         header.l4,
@@ -61,10 +62,7 @@ pub fn new(ctx: &TcContext) -> i32 {
     let Some(work) = work() else {
         return DROP;
     };
-    pull(ctx);
-    let mut header = Header::new();
-    let parsed = parse(ctx, &mut header);
-    begin(ctx, work, &header, hook::FROM_POD);
+    let parsed = begin(ctx, work, hook::FROM_POD);
     let Some(slot) = link(work.ifindex) else {
         // Not a pod's link, or not any more.
         return NEXT;
@@ -77,8 +75,10 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         // The stack would forward it like any packet.
         Parsed::Neighbour => {}
-        Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
-        Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
+        Parsed::Walk(walker) => return ask(ctx, work, walker),
+        Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason, false),
+        Parsed::Refused(reason) => return unjudged(ctx, work, slot, reason, true),
+        Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed, false),
     }
     if !source_is_own(&work.tuple.source, slot) {
         return drop_packet(ctx, work, Reason::SourceSpoofed);
@@ -114,6 +114,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             }
             if work.tuple.protocol == protocol::TCP
                 && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
+                && !follows(work)
             {
                 // The client learns at once, and connects anew.
                 work.forward = *flow;
@@ -135,6 +136,10 @@ pub fn new(ctx: &TcContext) -> i32 {
             return hand_over(ctx, moving, hook::FROM_POD);
         }
     }
+    if follows(work) {
+        // The flow of its first is not there any more.
+        return drop_packet(ctx, work, Reason::Fragment);
+    }
     work.forward_key = work.tuple;
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
         if is_cluster_ip(&work.tuple.destination) {
@@ -143,7 +148,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             return refuse(ctx, work);
         }
         let ifindex = work.ifindex;
-        let reason = midstream(ctx.as_ptr(), work, ifindex);
+        let reason = midstream(ctx, work, ifindex);
         if reason != 0 {
             work.reason = reason;
             dropped(ctx, work);
@@ -172,30 +177,10 @@ fn succeed(work: &Work, flow: &mut Flow) -> u32 {
     0
 }
 
-/// Begins with a packet: what was parsed, and where.
-#[inline(always)]
-pub fn begin(ctx: &TcContext, work: &mut Work, header: &Header, hook: u32) {
-    work.tuple = header.tuple;
-    work.forward_key = header.tuple;
-    work.l4 = header.l4;
-    work.v4 = header.v4 as u32;
-    work.tcp_flags = header.tcp_flags;
-    work.length = ctx.len();
-    work.ifindex = skb(ctx).ifindex;
-    work.hook = hook;
-    work.here = NO_SLOT;
-    work.here_responds = 0;
-    work.reason = 0;
-    work.flags = 0;
-    work.forward = Flow::NONE;
-    work.egress = Verdict::OPEN;
-    work.ingress = Verdict::OPEN;
-}
-
 /// Sends the packet by the entry in `work.forward`.
 #[inline(always)]
 fn send(ctx: &TcContext, work: &mut Work) -> i32 {
-    deliver(
+    deliver::<false>(
         ctx,
         hook::FROM_POD,
         work.l4,
@@ -221,7 +206,7 @@ fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
         close(flow, work.tcp_flags, true);
     }
     touch(flow, kind);
-    deliver(
+    deliver::<false>(
         ctx,
         hook::FROM_POD,
         work.l4,
@@ -291,17 +276,17 @@ fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
     drop_packet(ctx, work, Reason::NeighbourSpoofed)
 }
 
-/// A packet whose flow cannot be known: dropped where policy is in force or a service would have to translate it, else left
-/// to the stack.
+/// A packet whose flow cannot be known: dropped where policy is in force, a service would have to translate it or it is `refused` in any
+/// case, else left to the stack.
 #[inline(always)]
-fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason) -> i32 {
+fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason, refused: bool) -> i32 {
     let ip = reason != Reason::Vlan
         && reason != Reason::Ethertype
         && !work.tuple.source.same(&Address::NONE);
     if ip && !source_is_own(&work.tuple.source, slot) {
         return drop_packet(ctx, work, Reason::SourceSpoofed);
     }
-    if enforced(slot) {
+    if refused || enforced(slot) {
         return drop_packet(ctx, work, reason);
     }
     match Maps.address(&work.tuple.destination) {

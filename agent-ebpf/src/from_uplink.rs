@@ -7,11 +7,12 @@ use aya_ebpf::programs::TcContext;
 use crate::{
     conntrack::{close, partner, promote, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
-    from_pod::begin,
+    fragment::settle,
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
-    packet::{Header, Parsed, parse, pull, tcp},
+    packet::{Header, Parsed, parse, tcp},
     tables::Maps,
+    walk::{ask, begin},
     work::work,
 };
 
@@ -35,7 +36,7 @@ pub fn established(ctx: &TcContext) -> i32 {
         close(flow, header.tcp_flags, true);
     }
     touch(flow, header.tuple.protocol);
-    deliver(
+    deliver::<true>(
         ctx,
         hook::FROM_UPLINK,
         header.l4,
@@ -51,16 +52,14 @@ pub fn new(ctx: &TcContext) -> i32 {
     let Some(work) = work() else {
         return DROP;
     };
-    pull(ctx);
-    let mut header = Header::new();
-    let parsed = parse(ctx, &mut header);
-    begin(ctx, work, &header, hook::FROM_UPLINK);
+    let parsed = begin(ctx, work, hook::FROM_UPLINK);
     let flow_known = match parsed {
         Parsed::Flow => true,
+        Parsed::Refused(Reason::Vlan) => return drop_packet(ctx, work, Reason::Vlan),
         Parsed::Unjudged(Reason::Vlan | Reason::Ethertype) | Parsed::Neighbour | Parsed::Short => {
             return NEXT;
         }
-        Parsed::Unjudged(_) => false,
+        _ => false,
     };
     let source = Maps.address(&work.tuple.source);
     let destination = Maps.address(&work.tuple.destination);
@@ -72,17 +71,34 @@ pub fn new(ctx: &TcContext) -> i32 {
         if ours || work.tuple.source.is_loopback() || work.tuple.source.is_multicast() {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
+        // What this host gets is its stack's to put together.
+        if let Parsed::Walk(walker) = parsed {
+            return ask(ctx, work, walker);
+        }
     }
-    if flow_known && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple) {
+    let mut found = None;
+    let mut waiting = false;
+    if flow_known {
+        // Fragments, and what is behind extension headers, come here for established flows too.
+        found = CONNTRACK.get_ptr_mut(&work.tuple);
+        if found.is_none() {
+            found = UNREPLIED.get_ptr_mut(&work.tuple);
+            waiting = true;
+        }
+    }
+    if let Some(entry) = found {
         // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
-        let flow = unsafe { &mut *waiting };
+        let mut flow = unsafe { &mut *entry };
         if flow.ifindex != 0 {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
-        if flow.flags & flow_flag::REPLY != 0 {
+        if waiting && flow.flags & flow_flag::REPLY == 0 {
+            return NEXT;
+        }
+        work.reply = *flow;
+        if waiting {
             work.reply_key = work.tuple;
             work.forward_key = partner(flow, work.tuple.protocol);
-            let mut flow = flow;
             if promote(work) == 0 {
                 // It stays where it is, and lives on there.
                 touch(flow, work.tuple.protocol);
@@ -91,19 +107,23 @@ pub fn new(ctx: &TcContext) -> i32 {
                 // SAFETY: a map value; see above.
                 flow = unsafe { &mut *promoted };
             }
-            if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-                close(flow, work.tcp_flags, true);
-            }
-            return deliver(
+        } else {
+            touch(flow, work.tuple.protocol);
+        }
+        if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            close(flow, work.tcp_flags, true);
+        }
+        return settle(
+            ctx,
+            deliver::<false>(
                 ctx,
                 hook::FROM_UPLINK,
                 work.l4,
                 work.v4 != 0,
                 &work.tuple,
                 &work.reply,
-            );
-        }
-        return NEXT;
+            ),
+        );
     }
     if flow_known && !opens(work) {
         let moving = moving();

@@ -20,7 +20,9 @@
 
 mod conntrack;
 mod deliver;
+mod extension;
 mod flow;
+mod fragment;
 mod from_pod;
 mod from_uplink;
 mod gate;
@@ -38,6 +40,7 @@ mod service;
 mod socket;
 mod tables;
 mod to_pod;
+mod walk;
 mod work;
 
 use agent_common::hook;
@@ -85,19 +88,31 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 /// What a pod sends: the rest.
 #[classifier]
 pub fn new_from_pod(ctx: TcContext) -> i32 {
-    deliver::leave(from_pod::new(&ctx))
+    deliver::leave(fragment::settle(&ctx, from_pod::new(&ctx)))
 }
 
 /// What reaches a pod through the stack: the rest.
 #[classifier]
 pub fn new_to_pod(ctx: TcContext) -> i32 {
-    deliver::leave(to_pod::new(&ctx))
+    deliver::leave(fragment::settle(&ctx, to_pod::new(&ctx)))
 }
 
 /// What comes from outside: the rest.
 #[classifier]
 pub fn new_from_uplink(ctx: TcContext) -> i32 {
     deliver::leave(from_uplink::new(&ctx))
+}
+
+/// Walks a chain of IPv6 extension headers, for the program of the hook's rare cases.
+#[classifier]
+pub fn extension(ctx: TcContext) -> i32 {
+    deliver::leave(extension::walk(&ctx))
+}
+
+/// Finds the flow of a fragment, likewise.
+#[classifier]
+pub fn fragment(ctx: TcContext) -> i32 {
+    deliver::leave(fragment::walk(&ctx))
 }
 
 /// Turns a packet into its own rejection.

@@ -1,7 +1,7 @@
 //! Every map. Keys, values and capacities: `agent_common`.
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow,
+    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow, Fragment, FragmentKey,
     GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
     SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
 };
@@ -52,6 +52,9 @@ pub static SOCK_REVERSE: LruHashMap<
     SocketReverse,
     { limits::SOCKET_REVERSE as usize },
 > = LruHashMap::new();
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
 #[btf_map(name = "config")]
 pub static CONFIG: Array<Config, 1, MAPPED> = Array::new();
 #[btf_map(name = "counters")]

@@ -69,11 +69,31 @@ pub enum Rewritten {
 
 /// Rewrites a packet to an entry's ends. One checksum update for the addresses (which are part of the pseudo-header) and one for
 /// the ports (which are not: with an offloaded checksum they are the device's business).
+///
+/// A fragment without a transport header ([`packet::NO_TRANSPORT`]) has its addresses rewritten alone. `WHOLE` says that `l4` is none
+/// such for certain: what answers for established flows does not ask.
 #[inline(always)]
-pub fn translate(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> Rewritten {
+pub fn translate<const WHOLE: bool>(
+    ctx: &TcContext,
+    l4: u32,
+    v4: bool,
+    kind: u8,
+    flow: &Flow,
+) -> Rewritten {
     if flow.flags & flow_flag::TRANSLATE == 0 {
         return Rewritten::Done;
     }
+    if (WHOLE || l4 != packet::NO_TRANSPORT)
+        && translate_transport(ctx, l4, kind, flow) == Rewritten::Failed
+    {
+        return Rewritten::Failed;
+    }
+    translate_addresses(ctx, v4, flow)
+}
+
+/// The ports, and the transport's checksum.
+#[inline(always)]
+fn translate_transport(ctx: &TcContext, l4: u32, kind: u8, flow: &Flow) -> Rewritten {
     let (offset, mangled) = match kind {
         protocol::TCP => (l4 + 16, 0),
         protocol::UDP => (l4 + 6, BPF_F_MARK_MANGLED_0 as u64),
@@ -98,14 +118,20 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> R
     let Some(ports) = packet::at_transport::<[u16; 2]>(ctx, l4) else {
         return Rewritten::Failed;
     };
-    // SAFETY: `at` has checked the bounds, here and below.
+    // SAFETY: `at` has checked the bounds.
     unsafe { *ports = [flow.new_source_port_be, flow.new_destination_port_be] };
+    Rewritten::Done
+}
+
+/// The addresses, and IPv4's checksum.
+#[inline(always)]
+fn translate_addresses(ctx: &TcContext, v4: bool, flow: &Flow) -> Rewritten {
     let (source, destination) = (flow.new_source.words(), flow.new_destination.words());
     if v4 {
         let Some(check) = packet::at::<u16>(ctx, L3 + V4_CHECKSUM) else {
             return Rewritten::Failed;
         };
-        // SAFETY: see above.
+        // SAFETY: `at` has checked the bounds, here and below.
         unsafe { *check = update(*check, flow.address_delta) };
         let Some(ends) = packet::at::<[u32; 2]>(ctx, L3 + V4_SOURCE) else {
             return Rewritten::Failed;

@@ -1,7 +1,11 @@
 //! The packet: parsing, and the only raw access to its bytes.
 
-use agent_common::{Address, Reason, Tuple, protocol};
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
+use agent_common::{Address, Reason, Tuple, hook::slot, limits, protocol};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_skb_load_bytes, bpf_skb_pull_data},
+    programs::TcContext,
+};
 use network_types::{
     arp::ArpHdr,
     eth::{EthHdr, EtherType},
@@ -20,8 +24,14 @@ pub const V4_SOURCE: u32 = 12;
 pub const V6_HOP_LIMIT: u32 = 7;
 /// Offset of the source address in an IPv6 header.
 pub const V6_SOURCE: u32 = 8;
-/// The longest headers that are parsed: Ethernet, IPv4 with options (or IPv6 with one short header), TCP without options.
-const HEADERS: u32 = L3 + 60 + 20;
+/// Offset of what follows an IPv6 header.
+pub const V6_NEXT: u32 = L3 + Ipv6Hdr::LEN as u32;
+/// In place of the transport header's offset: the packet has none, as fragments but the first.
+pub const NO_TRANSPORT: u32 = 0;
+/// The longest headers that are parsed at a first look: Ethernet, IPv4 with options (or IPv6), TCP without options.
+pub const HEADERS: u32 = L3 + 60 + 20;
+/// The longest headers that a walker leads to: Ethernet, IPv6 with extension headers, TCP without options.
+pub const WALKED_HEADERS: u32 = V6_NEXT + limits::EXTENSION_BYTES + 20;
 
 /// TCP flags, RFC 9293 3.1.
 pub mod tcp {
@@ -35,12 +45,19 @@ pub mod tcp {
     pub const ACK: u32 = 0x10;
 }
 
-const IPPROTO_HOPOPTS: u8 = 0;
-const IPPROTO_ROUTING: u8 = 43;
-const IPPROTO_FRAGMENT: u8 = 44;
-const IPPROTO_AH: u8 = 51;
-const IPPROTO_DSTOPTS: u8 = 60;
-const IPPROTO_MOBILITY: u8 = 135;
+/// Next headers of IPv6 that are no transport (IANA "IPv6 Extension Header Types").
+pub mod next {
+    /// Hop-by-hop options, RFC 8200 4.3.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// Routing, RFC 8200 4.4.
+    pub const ROUTING: u8 = 43;
+    /// Fragment, RFC 8200 4.5.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication, RFC 4302: its length counts in words of four bytes.
+    pub const AUTHENTICATION: u8 = 51;
+    /// Destination options, RFC 8200 4.6.
+    pub const DESTINATION: u8 = 60;
+}
 
 /// What parsing made of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,8 +68,61 @@ pub enum Parsed {
     Neighbour,
     /// Its addresses stand (unspecified, where it is no IP packet), but its flow cannot be known.
     Unjudged(Reason),
+    /// Nobody may send it, whatever policy says: what the stack would make of it is not what was judged.
+    Refused(Reason),
     /// Not all headers are in the packet's first piece.
     Short,
+    /// The walker in this slot of the program array must look: [`Header::l4`] and the tuple's protocol say where it begins, and with what.
+    Walk(u32),
+}
+
+impl Parsed {
+    const FLOW: u32 = 1;
+    const NEIGHBOUR: u32 = 2;
+    const SHORT: u32 = 3;
+    /// Bases, each with room for what is added.
+    const WALK: u32 = 0x100;
+    const UNJUDGED: u32 = 0x200;
+    const REFUSED: u32 = 0x300;
+    const BASE: u32 = 0xff00;
+
+    /// As a word of the working memory; never 0.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Flow => Self::FLOW,
+            Self::Neighbour => Self::NEIGHBOUR,
+            Self::Short => Self::SHORT,
+            Self::Walk(slot) => Self::WALK | slot,
+            Self::Unjudged(reason) => Self::UNJUDGED | reason as u32,
+            Self::Refused(reason) => Self::REFUSED | reason as u32,
+        }
+    }
+
+    /// What a word stands for; what stands for nothing cannot be judged.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        if number == Self::FLOW {
+            return Self::Flow;
+        }
+        if number == Self::NEIGHBOUR {
+            return Self::Neighbour;
+        }
+        let low = number & !Self::BASE;
+        if number & Self::BASE == Self::WALK {
+            return Self::Walk(low);
+        }
+        let Some(reason) = Reason::from_number(low as u8) else {
+            return Self::Short;
+        };
+        if number & Self::BASE == Self::UNJUDGED {
+            Self::Unjudged(reason)
+        } else if number & Self::BASE == Self::REFUSED {
+            Self::Refused(reason)
+        } else {
+            Self::Short
+        }
+    }
 }
 
 /// What is parsed.
@@ -117,30 +187,61 @@ pub fn at_transport<T>(ctx: &TcContext, offset: u32) -> Option<*mut T> {
     at(ctx, core::hint::black_box(offset) & TRANSPORT_MASK)
 }
 
-/// Every offset of a transport header fits in here: 14 for Ethernet, 60 at most for IPv4.
-const TRANSPORT_MASK: u32 = 0x7f;
+/// Every offset of a transport header fits in here: 14 for Ethernet, then 60 at most for IPv4, or 40 and as much as is walked for IPv6.
+pub const TRANSPORT_MASK: u32 = 0x1ff;
+const _: () = assert!(WALKED_HEADERS < TRANSPORT_MASK);
 
+/// What stands at an offset of the packet, if that lies within its first piece.
 #[inline(always)]
-fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
+pub fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
     let pointer = at::<T>(ctx, offset)?;
     // SAFETY: `at` has checked the bounds; see there for alignment.
     Some(unsafe { *pointer })
 }
 
-/// Brings all headers into the packet's first piece.
+/// So many bytes at any offset of the packet, wherever they lie: slower than [`load`], and the verifier asks nothing of the offset.
 #[inline(always)]
-pub fn pull(ctx: &TcContext) {
+pub fn copy<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the context is the kernel's own, and the helper writes as many bytes as it is told.
+    let failed = unsafe {
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast_const().cast(),
+            offset,
+            (&raw mut bytes).cast(),
+            N as u32,
+        )
+    };
+    if failed != 0 {
+        return None;
+    }
+    Some(bytes)
+}
+
+/// Brings the packet's headers, `headers` bytes at most, into its first piece.
+#[inline(always)]
+pub fn pull(ctx: &TcContext, headers: u32) {
     let length = ctx.len();
-    let wanted = if length < HEADERS { length } else { HEADERS };
+    let wanted = if length < headers { length } else { headers };
     // SAFETY: the context is the kernel's own. A failure shows as a short packet when it is parsed.
     unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
 }
 
+/// The VLAN that a tag names, in its last twelve bits (IEEE 802.1Q 9.6). 0: none, the tag is for its priority alone.
+const VLAN_ID: u32 = 0x0fff;
+
 /// Parses a packet's headers.
+///
+/// **Frames that are no plain IP.** Ethernet II only. ARP is local to the link. Any other type, and every tag of a VLAN, is unjudged: dropped
+/// where policy is in force at the pod's link, and left to the stack elsewhere, which has no use for it but where somebody made an interface
+/// for it (and IP that comes out of that one is then not seen here). A tag without a VLAN is only a priority: Linux takes what is
+/// behind it for untagged, and so do we; it does so with one in another as well, which nobody sends but to be misread: refused.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, header: &mut Header) -> Parsed {
     let raw = skb(ctx);
-    if raw.vlan_present != 0 {
+    if raw.vlan_present != 0
+        && (raw.vlan_tci & VLAN_ID != 0 || crate::mutant::removed!("priority-tag"))
+    {
         return Parsed::Unjudged(Reason::Vlan);
     }
     let Some(ether_type) = load::<u16>(ctx, 12) else {
@@ -155,7 +256,13 @@ pub fn parse(ctx: &TcContext, header: &mut Header) -> Parsed {
     } else if ether_type == EtherType::Ieee8021q as u16
         || ether_type == EtherType::Ieee8021ad as u16
     {
-        Parsed::Unjudged(Reason::Vlan)
+        // The kernel has taken the outer tag out of the frame: this is one behind it.
+        match load::<[u8; 2]>(ctx, L3) {
+            Some(tag) if u16::from_be_bytes(tag) as u32 & VLAN_ID == 0 => {
+                Parsed::Refused(Reason::Vlan)
+            }
+            _ => Parsed::Unjudged(Reason::Vlan),
+        }
     } else {
         Parsed::Unjudged(Reason::Ethertype)
     }
@@ -182,12 +289,14 @@ fn parse_v4(ctx: &TcContext, header: &mut Header) -> Parsed {
     if first[0] >> 4 != 4 || ihl < Ipv4Hdr::LEN as u32 || total < ihl || total + L3 > ctx.len() {
         return Parsed::Unjudged(Reason::Malformed);
     }
+    // Options lie between, and nothing is asked of them: a source route (RFC 791 3.1) is judged by the destination that the packet shows,
+    // and neither this host nor a pod follows it unless somebody sets `accept_source_route`; a pod that did would send from a source not its own.
+    header.l4 = L3 + ihl;
     // More fragments, or an offset: everything of the word but "don't fragment" and the reserved bit.
     let fragment = words[1].to_ne_bytes();
     if (fragment[2] & 0x3f) | fragment[3] != 0 {
-        return Parsed::Unjudged(Reason::Fragment);
+        return Parsed::Walk(slot::FRAGMENT);
     }
-    header.l4 = L3 + ihl;
     transport(ctx, header, kind, total - ihl, words[2].to_ne_bytes()[0])
 }
 
@@ -213,24 +322,11 @@ fn parse_v6(ctx: &TcContext, header: &mut Header) -> Parsed {
     {
         return Parsed::Unjudged(Reason::Malformed);
     }
-    header.l4 = L3 + Ipv6Hdr::LEN as u32;
+    header.l4 = V6_NEXT;
     match kind {
-        IPPROTO_FRAGMENT => Parsed::Unjudged(Reason::Fragment),
-        IPPROTO_HOPOPTS => {
-            // Multicast listener reports carry a router alert (RFC 3810 5): one header of eight bytes.
-            let Some(next) = load::<[u8; 2]>(ctx, header.l4) else {
-                return Parsed::Short;
-            };
-            let Some([message, _]) = load::<[u8; 2]>(ctx, header.l4 + 8) else {
-                return Parsed::Short;
-            };
-            if next[0] == protocol::ICMPV6 && next[1] == 0 && listener(message, second[3]) {
-                return Parsed::Neighbour;
-            }
-            Parsed::Unjudged(Reason::ExtensionHeader)
-        }
-        IPPROTO_ROUTING | IPPROTO_AH | IPPROTO_DSTOPTS | IPPROTO_MOBILITY => {
-            Parsed::Unjudged(Reason::ExtensionHeader)
+        next::FRAGMENT => Parsed::Walk(slot::FRAGMENT),
+        next::HOP_BY_HOP | next::ROUTING | next::AUTHENTICATION | next::DESTINATION => {
+            Parsed::Walk(slot::EXTENSION)
         }
         _ => transport(ctx, header, kind, payload, second[3]),
     }
@@ -247,8 +343,9 @@ fn listener(message: u8, hops: u8) -> bool {
     hops == MLD_HOPS && (matches!(message, 130..=132 | 143))
 }
 
+/// Parses the transport header at [`Header::l4`]: of protocol `kind`, in a packet that has `length` bytes from there, with `hops` to live.
 #[inline(always)]
-fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32, hops: u8) -> Parsed {
+pub fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32, hops: u8) -> Parsed {
     match kind {
         protocol::TCP => {
             if length < 20 {

@@ -2,19 +2,20 @@
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
 use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
-use aya_ebpf::{EbpfContext, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 
 use crate::{
     conntrack::{close, forget, judged, partner, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     flow::{Opened, midstream, open},
-    from_pod::{again_from, begin},
+    from_pod::again_from,
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
-    packet::{Header, Parsed, parse, pull, skb, tcp},
+    packet::{Header, Parsed, parse, skb, tcp},
     policy::{enforced, slot_of},
     report::dropped,
     tables::{Maps, link, pod},
+    walk::{ask, begin, follows},
     work::{Work, work},
 };
 
@@ -76,7 +77,7 @@ fn host_backend(ctx: &TcContext, work: &mut Work) -> Option<i32> {
         close(flow, work.tcp_flags, true);
     }
     touch(flow, work.tuple.protocol);
-    Some(deliver(
+    Some(deliver::<false>(
         ctx,
         hook::TO_POD,
         work.l4,
@@ -92,10 +93,7 @@ pub fn new(ctx: &TcContext) -> i32 {
     let Some(work) = work() else {
         return DROP;
     };
-    pull(ctx);
-    let mut header = Header::new();
-    let parsed = parse(ctx, &mut header);
-    begin(ctx, work, &header, hook::TO_POD);
+    let parsed = begin(ctx, work, hook::TO_POD);
     let Some(slot) = link(work.ifindex) else {
         return NEXT;
     };
@@ -106,8 +104,9 @@ pub fn new(ctx: &TcContext) -> i32 {
     match parsed {
         Parsed::Flow => {}
         Parsed::Neighbour => return NEXT,
+        Parsed::Walk(walker) => return ask(ctx, work, walker),
         _ if host => return NEXT,
-        Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason),
+        Parsed::Unjudged(reason) | Parsed::Refused(reason) => return unjudged(ctx, work, slot, reason),
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
     }
     if host && let Some(sent) = host_backend(ctx, work) {
@@ -164,6 +163,14 @@ pub fn new(ctx: &TcContext) -> i32 {
             return hand_over(ctx, moving, hook::TO_POD);
         }
     }
+    if follows(work) {
+        // The flow of its first is not there any more.
+        return if host {
+            NEXT
+        } else {
+            unjudged(ctx, work, slot, Reason::Fragment)
+        };
+    }
     work.forward_key = work.tuple;
     if host {
         work.flags = flow_flag::HOST;
@@ -177,7 +184,7 @@ pub fn new(ctx: &TcContext) -> i32 {
         slot => pod(slot).map_or(0, |opener| opener.ifindex),
     };
     if work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN {
-        let reason = midstream(ctx.as_ptr(), work, enters);
+        let reason = midstream(ctx, work, enters);
         if reason != 0 {
             work.reason = reason;
             dropped(ctx, work);

@@ -1,6 +1,6 @@
 //! What a packet's programs know of it, kept from step to step and from tail call to tail call.
 
-use agent_common::{Flow, Tuple, Verdict};
+use agent_common::{Flow, FragmentKey, Tuple, Verdict};
 
 use crate::maps::SCRATCH;
 
@@ -38,6 +38,19 @@ pub struct Work {
     pub v4: u32,
     /// TCP flags, 0 for other protocols.
     pub tcp_flags: u32,
+    /// What parsing made of the packet, see [`crate::packet::Parsed::number`].
+    pub parsed: u32,
+    /// Not 0 while a walker goes back to the program that asked it: its answer, likewise. That program takes it and the fields that the walker
+    /// has filled (`tuple`, `l4`, `v4`, `tcp_flags`, `fragment` and its two) in place of parsing, and puts 0 here.
+    pub resumed: u32,
+    /// Extension headers walked so far.
+    pub extensions: u32,
+    /// See [`crate::fragment::kind`].
+    pub fragment: u32,
+    /// Where the next fragment of the datagram begins, in units of eight bytes; 0: this is the last.
+    pub next_fragment: u32,
+    /// Tick of the datagram's first fragment, where this is a later one.
+    pub fragment_begun: u32,
     /// Why the packet is dropped or rejected, a [`agent_common::Reason`].
     pub reason: u32,
     /// Flags of the entries that are to be made, see [`agent_common::flow_flag`].
@@ -45,6 +58,8 @@ pub struct Work {
     /// Ticks that flows of the packet's protocol may be idle: those that were answered, and those that were not. Kept here, so that each
     /// look at a clashing flow need not choose anew, and the verifier with it.
     pub timeouts: [u32; 2],
+    /// The fragment's own place in `fragments`.
+    pub fragment_key: FragmentKey,
 }
 
 /// This CPU's working memory.

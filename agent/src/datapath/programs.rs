@@ -16,11 +16,13 @@ use super::migrate::{self, Moved, OldMaps};
 use super::pins::{PinError, Pins};
 
 /// Programs that hooks tail-call for the rare cases, and their slots.
-const RARE: [(&str, u32); 4] = [
+const RARE: [(&str, u32); 6] = [
     ("new_from_pod", hook::slot::NEW_FROM_POD),
     ("new_to_pod", hook::slot::NEW_TO_POD),
     ("new_from_uplink", hook::slot::NEW_FROM_UPLINK),
     ("reject", hook::slot::REJECT),
+    ("extension", hook::slot::EXTENSION),
+    ("fragment", hook::slot::FRAGMENT),
 ];
 /// The hooks' programs, and their slots.
 const HOOKS: [(&str, u32); 3] = [

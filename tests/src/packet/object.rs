@@ -21,6 +21,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     ("conntrack", 16_384),
     ("unreplied", 16_384),
     ("sock_reverse", 1_024),
+    ("fragments", 1_024),
     ("addresses", 1_024),
     ("services", 1_024),
     ("prefixes", 1_024),
@@ -43,6 +44,8 @@ const PROGRAMS: &[(u32, &str)] = &[
     (hook::slot::NEW_TO_POD, "new_to_pod"),
     (hook::slot::NEW_FROM_UPLINK, "new_from_uplink"),
     (hook::slot::REJECT, "reject"),
+    (hook::slot::EXTENSION, "extension"),
+    (hook::slot::FRAGMENT, "fragment"),
 ];
 
 /// The stubs that are attached to interfaces.
