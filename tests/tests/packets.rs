@@ -27,6 +27,10 @@ macro_rules! rows {
 mod coverage;
 #[path = "packets/direct.rs"]
 mod direct;
+#[path = "packets/extensions.rs"]
+mod extensions;
+#[path = "packets/fragments.rs"]
+mod fragments;
 #[path = "packets/hooks.rs"]
 mod hooks;
 #[path = "packets/midstream.rs"]

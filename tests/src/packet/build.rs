@@ -67,8 +67,9 @@ pub struct Packet {
     body: Body,
     data: Vec<u8>,
     options: Vec<u8>,
+    id: u32,
     fragment: Option<(u16, bool)>,
-    extension: Option<(u8, Vec<u8>)>,
+    extensions: Vec<(u8, Vec<u8>)>,
     damage: Vec<(usize, u8)>,
     cut: Option<usize>,
     padding: usize,
@@ -84,8 +85,9 @@ impl Packet {
             body,
             data: Vec::new(),
             options: Vec::new(),
+            id: 0x1234,
             fragment: None,
-            extension: None,
+            extensions: Vec::new(),
             damage: Vec::new(),
             cut: None,
             padding: 0,
@@ -262,9 +264,33 @@ impl Packet {
         self
     }
 
-    /// Puts an IPv6 extension header of `kind` before the transport; `content` is what follows its first two bytes.
+    /// Sets the identification, of which IPv4 has 16 bits.
+    pub fn id(mut self, id: u32) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// The packet in fragments whose bytes of it are so many at most, a multiple of eight. Extension headers stand before the fragment header
+    /// of each.
+    pub fn fragments(&self, size: usize) -> Vec<Self> {
+        let whole = self.transport();
+        let count = whole.len().div_ceil(size);
+        let part = |(n, bytes): (usize, &[u8])| Self {
+            body: Body::Other,
+            data: bytes.to_vec(),
+            fragment: Some((
+                u16::try_from(n * size / 8).unwrap_or(u16::MAX),
+                n + 1 < count,
+            )),
+            ..self.clone()
+        };
+        whole.chunks(size).enumerate().map(part).collect()
+    }
+
+    /// Adds an IPv6 extension header of `kind` behind those that are there already; `content` is what follows its first two bytes. Its length
+    /// counts in eight bytes, of an authentication header (51) in four.
     pub fn extension(mut self, kind: u8, content: &[u8]) -> Self {
-        self.extension = Some((kind, content.to_vec()));
+        self.extensions.push((kind, content.to_vec()));
         self
     }
 
@@ -319,7 +345,7 @@ impl Packet {
         let total = u16::try_from(header + transport.len()).unwrap_or(u16::MAX);
         let mut ip = vec![0x40 | u8::try_from(header / 4).unwrap_or(15), 0];
         ip.extend(total.to_be_bytes());
-        ip.extend([0x12, 0x34]);
+        ip.extend(&self.id.to_be_bytes()[2..]);
         let word = match self.fragment {
             Some((offset, more)) => offset | (u16::from(more) << 13),
             None => 1 << 14,
@@ -340,11 +366,11 @@ impl Packet {
         let mut next = self.protocol;
         if let Some((offset, more)) = self.fragment {
             let [a, b] = ((offset << 3) | u16::from(more)).to_be_bytes();
-            payload = [vec![next, 0, a, b, 0, 0, 0x12, 0x34], payload].concat();
+            payload = [vec![next, 0, a, b], self.id.to_be_bytes().to_vec(), payload].concat();
             next = 44;
         }
-        if let Some((kind, content)) = &self.extension {
-            payload = [vec![next, 0], content.clone(), payload].concat();
+        for (kind, content) in self.extensions.iter().rev() {
+            payload = [extension(next, *kind, content), payload].concat();
             next = *kind;
         }
         let length = u16::try_from(payload.len()).unwrap_or(u16::MAX);
@@ -413,6 +439,17 @@ impl Packet {
         }
         out
     }
+}
+
+/// An IPv6 extension header of `kind` before a header of kind `next`.
+pub fn extension(next: u8, kind: u8, content: &[u8]) -> Vec<u8> {
+    let bytes = 2 + content.len();
+    let length = if kind == 51 {
+        bytes / 4 - 2
+    } else {
+        bytes / 8 - 1
+    };
+    [&[next, u8::try_from(length).unwrap_or(u8::MAX)], content].concat()
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -57,6 +57,24 @@ impl World {
         self.conntrack.keys().count() + self.unreplied.keys().count()
     }
 
+    /// Datagrams of which more fragments are to come, at each hook.
+    pub fn datagrams(&self) -> usize {
+        self.fragments.keys().count()
+    }
+
+    /// Makes what is known of datagrams under way so many seconds older.
+    pub fn age_datagrams(&mut self, seconds: u32) {
+        self.must(|w| {
+            let keys: Vec<_> = w.fragments.keys().collect::<Result<_, _>>()?;
+            for key in keys {
+                let mut fragment = w.fragments.get(&key, 0)?;
+                fragment.begun = fragment.begun.wrapping_sub(clock::ticks(seconds));
+                w.fragments.insert(key, fragment, 0)?;
+            }
+            Ok(())
+        });
+    }
+
     /// Writes an answered flow's entry.
     pub fn plant(&mut self, key: Tuple, flow: Flow) {
         self.must(|w| Ok(w.conntrack.insert(key, flow, 0)?));

@@ -49,12 +49,25 @@ pub struct Seen {
     pub protocol: u8,
     /// Time to live or hop limit.
     pub hops: u8,
-    /// Everything behind the IP header.
+    /// Everything behind the IP header and its extensions; of a fragment what it has of that.
     pub transport: Vec<u8>,
+    /// What it is of its datagram, where that is not all of it.
+    pub fragment: Option<Fragment>,
+}
+
+/// What a fragment says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Offset of its bytes.
+    pub offset: usize,
+    /// Whether more follow.
+    pub more: bool,
+    /// Identification.
+    pub id: u32,
 }
 
 impl Seen {
-    /// Reads a frame, and fails where a length or a checksum is wrong.
+    /// Reads a frame, and fails where a length or a checksum is wrong. Of a fragment only what it has: see [`join`].
     ///
     /// # Errors
     /// What is wrong.
@@ -62,14 +75,24 @@ impl Seen {
         ensure!(frame.len() >= 34, "a frame of {} bytes", frame.len());
         let ether_type = u16::from_be_bytes([frame[12], frame[13]]);
         let ip = &frame[14..];
-        let (source, destination, protocol, hops, transport) = match ether_type {
+        let Parts {
+            source,
+            destination,
+            protocol,
+            hops,
+            transport,
+            fragment,
+        } = match ether_type {
             0x0800 => v4(ip)?,
             0x86dd => v6(ip)?,
             other => bail!("a frame of type {other:#06x}"),
         };
-        check_transport(source, destination, protocol, transport)?;
+        if fragment.is_none() {
+            check_transport(source, destination, protocol, transport)?;
+        }
+        let first = fragment.is_none_or(|fragment| fragment.offset == 0);
         let port = |at: usize| match protocol {
-            6 | 17 | 132 => u16::from_be_bytes([transport[at], transport[at + 1]]),
+            6 | 17 | 132 if first && transport.len() >= 4 => u16::from_be_bytes([transport[at], transport[at + 1]]),
             _ => 0,
         };
         Ok(Self {
@@ -80,6 +103,7 @@ impl Seen {
             protocol,
             hops,
             transport: transport.to_vec(),
+            fragment,
         })
     }
 
@@ -112,7 +136,64 @@ impl Seen {
     }
 }
 
-type Parts<'a> = (IpAddr, IpAddr, u8, u8, &'a [u8]);
+/// The datagram of frames that are its fragments in order, each beginning where the last ended, with its checksums right.
+///
+/// # Errors
+/// What is wrong.
+pub fn join<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> Result<Seen> {
+    let mut whole: Option<Seen> = None;
+    let mut id = None;
+    for frame in frames {
+        let seen = Seen::read(frame)?;
+        let part = seen.fragment.context("no fragment")?;
+        ensure!(
+            *id.get_or_insert(part.id) == part.id,
+            "fragments of two datagrams"
+        );
+        let Some(whole) = &mut whole else {
+            ensure!(part.offset == 0, "no first fragment");
+            whole = Some(seen);
+            continue;
+        };
+        ensure!(
+            whole.fragment.is_some_and(|last| last.more),
+            "a fragment behind the last"
+        );
+        ensure!(
+            part.offset == whole.transport.len(),
+            "a gap or an overlap at {}",
+            part.offset
+        );
+        ensure!(
+            (whole.source.ip(), whole.destination.ip())
+                == (seen.source.ip(), seen.destination.ip()),
+            "fragments between other ends: {} to {}",
+            seen.source,
+            seen.destination
+        );
+        whole.transport.extend(&seen.transport);
+        whole.fragment = Some(part);
+    }
+    let mut whole = whole.context("no fragments")?;
+    ensure!(
+        whole.fragment.is_some_and(|last| !last.more),
+        "the last fragment is missing"
+    );
+    whole.fragment = None;
+    let (source, destination) = (whole.source.ip(), whole.destination.ip());
+    check_transport(source, destination, whole.protocol, &whole.transport)?;
+    Ok(whole)
+}
+
+/// What an IP packet consists of.
+struct Parts<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    hops: u8,
+    transport: &'a [u8],
+    fragment: Option<Fragment>,
+}
 
 fn v4(ip: &[u8]) -> Result<Parts<'_>> {
     ensure!(ip[0] >> 4 == 4, "version {}", ip[0] >> 4);
@@ -128,7 +209,20 @@ fn v4(ip: &[u8]) -> Result<Parts<'_>> {
         "a wrong IPv4 header checksum"
     );
     let address = |at: usize| IpAddr::from([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
-    Ok((address(12), address(16), ip[9], ip[8], &ip[header..]))
+    let word = u16::from_be_bytes([ip[6], ip[7]]);
+    let fragment = Fragment {
+        offset: usize::from(word & 0x1fff) * 8,
+        more: word & 0x2000 != 0,
+        id: u16::from_be_bytes([ip[4], ip[5]]).into(),
+    };
+    Ok(Parts {
+        source: address(12),
+        destination: address(16),
+        protocol: ip[9],
+        hops: ip[8],
+        transport: &ip[header..],
+        fragment: (word & 0x3fff != 0).then_some(fragment),
+    })
 }
 
 fn v6(ip: &[u8]) -> Result<Parts<'_>> {
@@ -143,7 +237,50 @@ fn v6(ip: &[u8]) -> Result<Parts<'_>> {
         let bytes: [u8; 16] = ip[at..at + 16].try_into().context("an address")?;
         Ok(IpAddr::from(bytes))
     };
-    Ok((address(8)?, address(24)?, ip[6], ip[7], &ip[40..]))
+    let (mut next, mut at, mut fragment) = (ip[6], 40, None);
+    loop {
+        let rest = ip.get(at..).context("a chain of headers that is too long")?;
+        match next {
+            44 => {
+                let &[following, _, high, low, a, b, c, d, ..] = rest else {
+                    bail!("no whole fragment header");
+                };
+                let word = u16::from_be_bytes([high, low]);
+                if word & !0b110 != 0 {
+                    fragment = Some(Fragment {
+                        offset: usize::from(word & !7),
+                        more: word & 1 != 0,
+                        id: u32::from_be_bytes([a, b, c, d]),
+                    });
+                }
+                (next, at) = (following, at + 8);
+                if usize::from(word & !7) != 0 {
+                    break;
+                }
+            }
+            0 | 43 | 51 | 60 => {
+                let &[following, length, ..] = rest else {
+                    bail!("no whole extension header");
+                };
+                let length = usize::from(length);
+                let bytes = if next == 51 {
+                    (length + 2) * 4
+                } else {
+                    (length + 1) * 8
+                };
+                (next, at) = (following, at + bytes);
+            }
+            _ => break,
+        }
+    }
+    Ok(Parts {
+        source: address(8)?,
+        destination: address(24)?,
+        protocol: next,
+        hops: ip[7],
+        transport: ip.get(at..).context("a chain of headers that is too long")?,
+        fragment,
+    })
 }
 
 fn check_transport(
@@ -154,7 +291,7 @@ fn check_transport(
 ) -> Result<()> {
     let pseudo = match protocol {
         6 => pseudo_header(source, destination, protocol, transport.len()),
-        17 if transport[6..8] == [0, 0] => {
+        17 if transport.get(6..8) == Some(&[0, 0]) => {
             ensure!(source.is_ipv4(), "a UDP checksum of zero in IPv6");
             return Ok(());
         }

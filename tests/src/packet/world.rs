@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, GroupEntry, Head,
-    LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Share,
+    Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, Fragment,
+    FragmentKey, GroupEntry, Head, LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey, Share,
     Slot, Tuple, Verdict, address_kind, backend_state, gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
@@ -73,6 +73,7 @@ pub struct World {
     pub(super) links: &'static [u32],
     pub(super) conntrack: HashMap<MapData, Tuple, Flow>,
     pub(super) unreplied: HashMap<MapData, Tuple, Flow>,
+    pub(super) fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub(super) groups: Array<MapData, GroupEntry>,
     pub(super) prefixes: LpmTrie<MapData, Prefix, PrefixEntry>,
     pub(super) rules: LpmTrie<MapData, RuleKey, Verdict>,
@@ -133,6 +134,7 @@ impl World {
             programs,
             conntrack: HashMap::try_from(take(&mut ebpf, "conntrack")?)?,
             unreplied: HashMap::try_from(take(&mut ebpf, "unreplied")?)?,
+            fragments: HashMap::try_from(take(&mut ebpf, "fragments")?)?,
             groups: Array::try_from(take(&mut ebpf, "groups")?)?,
             prefixes: LpmTrie::try_from(take(&mut ebpf, "prefixes")?)?,
             rules: LpmTrie::try_from(take(&mut ebpf, "rules")?)?,
@@ -161,6 +163,7 @@ impl World {
     fn empty(&mut self) -> Result<()> {
         clear(&mut self.conntrack)?;
         clear(&mut self.unreplied)?;
+        clear(&mut self.fragments)?;
         clear(&mut self.link_slots)?;
         clear(&mut self.addresses)?;
         clear(&mut self.services)?;

@@ -40,6 +40,8 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::PolicyIngress,
             Reason::Midstream,
             Reason::Fragment,
+            Reason::ExtensionHeader,
+            Reason::Vlan,
         ],
     ),
     (
@@ -49,17 +51,25 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::Midstream,
             Reason::SourceMartian,
             Reason::Fragment,
+            Reason::ExtensionHeader,
+            Reason::Vlan,
         ],
     ),
     (
         hook::FROM_UPLINK,
-        &[Reason::SourceMartian, Reason::ClusterIpFromOutside],
+        &[
+            Reason::SourceMartian,
+            Reason::ClusterIpFromOutside,
+            Reason::Vlan,
+        ],
     ),
 ];
 
 fn rows() -> impl Iterator<Item = &'static &'static Row> {
     [
         super::direct::ROWS,
+        super::extensions::ROWS,
+        super::fragments::ROWS,
         super::hooks::ROWS,
         super::midstream::ROWS,
         super::parsing::ROWS,

@@ -22,9 +22,6 @@ fn unjudged(from: IpAddr, to: IpAddr) -> Vec<(Packet, Reason)> {
     };
     let ip_header = ETHERNET + if from.is_ipv4() { 20 } else { 40 };
     let mut all = vec![
-        (Packet::udp(s, d).fragment(0, true), Reason::Fragment),
-        (Packet::udp(s, d).fragment(3, true), Reason::Fragment),
-        (Packet::udp(s, d).fragment(3, false), Reason::Fragment),
         (
             Packet::syn(s, d).damage(ETHERNET, first_byte),
             Reason::Malformed,
@@ -62,12 +59,22 @@ fn unjudged(from: IpAddr, to: IpAddr) -> Vec<(Packet, Reason)> {
             Packet::other(from, to, 58).data(&[128; 7]),
             Reason::Malformed,
         ));
-        for kind in [0, 43, 51, 60, 135] {
-            all.push((
-                Packet::udp(s, d).extension(kind, &[0; 6]),
-                Reason::ExtensionHeader,
-            ));
-        }
+        // What is behind a chain is judged, but not one that is longer than any is walked.
+        let long = (0..7).fold(Packet::udp(s, d), |packet, _| {
+            packet.extension(60, &[0; 6])
+        });
+        all.push((long, Reason::ExtensionHeader));
+        // An error and half a header are no better behind one.
+        all.push((
+            Packet::icmp(from, to, 1, 0, [0; 4]).extension(60, &[0; 6]),
+            Reason::IcmpError,
+        ));
+        all.push((
+            Packet::other(from, to, 17)
+                .data(&[0; 7])
+                .extension(60, &[0; 6]),
+            Reason::Malformed,
+        ));
     }
     all
 }
@@ -155,6 +162,35 @@ rows! {
         w.to_pod(&a, Via::Uplink, &tagged).dropped(hook::TO_POD, Reason::Vlan);
     }
 
+    // The kernel takes priority tags out as often as there are any, and forwards what it finds behind them.
+    V4 a_priority_tag_behind_another_is_dropped_in_any_case(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let hidden = Packet::udp(at(w.family.remote_pod(7), 1), b.at(2)).bytes();
+        let behind = [&[0xe0, 0][..], &hidden[ETHERNET - 2..]].concat();
+        for kind in [0x8100, 0x88a8] {
+            let packet = Packet::frame(kind, &behind);
+            w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::Vlan);
+            w.from_uplink(&packet).dropped(hook::FROM_UPLINK, Reason::Vlan);
+            w.to_pod(&a, Via::Uplink, &packet).passes_untouched();
+        }
+    }
+
+    // Neither this host nor a pod follows a source route, unless somebody tells its kernel to; and who sends on must bear his own address.
+    V4 a_source_route_is_judged_by_the_destination_that_the_packet_shows(w) {
+        let (a, b, c) = (w.pod(1), w.pod(2), w.pod(3));
+        w.isolate_egress(&a, SET);
+        w.allow(SET, GROUP_ANY, Ports::One(17, 53));
+        let IpAddr::V4(last) = c.address else { unreachable!("an IPv4 row") };
+        for kind in [131, 137] {
+            let route = [&[kind, 7, 4][..], &last.octets(), &[0]].concat();
+            w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53)).ip_options(&route)).delivered_to(&b);
+            w.from_pod(&a, &Packet::udp(a.at(40000), b.at(54)).ip_options(&route))
+                .dropped(hook::FROM_POD, Reason::PolicyEgress);
+            w.from_pod(&b, &Packet::udp(a.at(40000), c.at(53)).ip_options(&route))
+                .dropped(hook::FROM_POD, Reason::SourceSpoofed);
+        }
+    }
+
     V6 an_address_that_would_be_taken_for_ipv4_is_malformed(w) {
         let a = w.pod(1);
         w.isolate_egress(&a, SET);
@@ -222,7 +258,7 @@ rows! {
         }
         // The router alert is no cover for anything else.
         let udp = Packet::udp(a.at(1), at(w.family.outside(1), 2)).extension(0, &[5, 2, 0, 0, 1, 0]);
-        w.from_pod(&a, &udp).dropped(hook::FROM_POD, Reason::ExtensionHeader);
+        w.from_pod(&a, &udp).dropped(hook::FROM_POD, Reason::PolicyEgress);
     }
 
     BOTH no_frame_however_damaged_leaves_a_pod_that_may_send_nothing(w) {
@@ -294,13 +330,17 @@ fn local_to_the_link(frame: &[u8]) -> bool {
     match (frame[12], frame[13]) {
         (8, 6) => true,
         (0x86, 0xdd) => {
-            let (next, hops) = (frame[20], frame[21]);
+            let (mut next, hops, mut at) = (frame[20], frame[21], 54);
             // Cut frames have no message there.
             let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
+            while matches!(next, 0 | 43 | 51 | 60) && at < frame.len() {
+                let units = usize::from(byte(at + 1));
+                let bytes = if next == 51 { (units + 2) * 4 } else { (units + 1) * 8 };
+                (next, at) = (byte(at), at + bytes);
+            }
             match (next, hops) {
-                (58, 255) => (133..=137).contains(&byte(54)),
-                (58, 1) => matches!(byte(54), 130..=132 | 143),
-                (0, 1) => byte(54) == 58 && byte(55) == 0 && matches!(byte(62), 130..=132 | 143),
+                (58, 255) => (133..=137).contains(&byte(at)),
+                (58, 1) => matches!(byte(at), 130..=132 | 143),
                 _ => false,
             }
         }
