@@ -26,6 +26,7 @@ pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod notify;
+pub mod offload;
 pub mod owner;
 pub mod pinned;
 pub mod pod;

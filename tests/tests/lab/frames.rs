@@ -210,6 +210,47 @@ fn a_vlan_tag_is_no_way_around_policy() -> Result<()> {
     Ok(())
 }
 
+// Linux takes what is behind a tag of no VLAN for untagged, and so must we: also of a pod that no policy isolates.
+#[test]
+fn a_priority_tag_hides_nothing() -> Result<()> {
+    /// VLAN 0, priority 7 (IEEE 802.1Q).
+    const TAG: [u8; 2] = [0xe0, 0];
+    let scene = Scene::new(&roles(&["client", "victim", "server"]))?;
+    let (client, server) = (&scene.actor("client")?.pod, scene.server("server")?);
+    let raw = RawSocket::open(client.netns(), Pod::DEVICE)?;
+    let tag = [ethertype::VLAN, TAG].concat();
+    let targets = scene.addresses("server")?;
+    for (own, to) in client.addresses().into_iter().zip(targets) {
+        let mark = server.mark();
+        raw.send(&frame(client, &tag, &datagram(own, to, HTTP, b"honest\n"))?)?;
+        let wanted =
+            |frame: &[u8]| frame.windows(6).any(|w| w == b"honest") && frame[..6] != HOST_MAC;
+        ensure!(
+            raw.receive(DEADLINE, wanted)?.is_some(),
+            "no answer from {to}"
+        );
+        ensure!(server.seen_since(mark).len() == 1);
+    }
+    for (other, to) in scene.addresses("victim")?.into_iter().zip(targets) {
+        let (mark, before) = (server.mark(), scene.pinned().drops(Reason::SourceSpoofed)?);
+        for _ in 0..FRAMES {
+            raw.send(&frame(client, &tag, &datagram(other, to, HTTP, b"spoofed\n"))?)?;
+        }
+        let dropped = scene.pinned().drops(Reason::SourceSpoofed)? - before;
+        ensure!(dropped == FRAMES, "{dropped} of {FRAMES} were dropped");
+        ensure_unseen(server, mark)?;
+    }
+    // One in another is dropped before anybody looks behind it.
+    let nested = [ethertype::VLAN, TAG, ethertype::VLAN, TAG].concat();
+    for (own, to) in client.addresses().into_iter().zip(targets) {
+        let (mark, before) = (server.mark(), scene.pinned().drops(Reason::Vlan)?);
+        raw.send(&frame(client, &nested, &datagram(own, to, HTTP, b"nested\n"))?)?;
+        ensure!(scene.pinned().drops(Reason::Vlan)? - before == 1);
+        ensure_unseen(server, mark)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn neighbour_protocols_go_on_under_default_deny() -> Result<()> {
     let scene = Scene::new(&roles(&["pod"]))?;

@@ -11,6 +11,7 @@ mod frames;
 mod full;
 mod late;
 mod node_parts;
+mod offloads;
 mod policies;
 mod pressure;
 mod random;
