@@ -1,9 +1,10 @@
 //! Every map. Keys, values and capacities: `agent_common`.
 
 use agent_common::{
-    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow, Fragment, FragmentKey,
-    GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry, ServiceKey,
-    SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget, gate, limits,
+    Address, AddressEntry, Backend, BackendWord, Budget, COUNTERS, Config, Counter, Flow, Fragment,
+    FragmentKey, GroupEntry, Head, LinkEntry, Pod, Prefix, PrefixEntry, RuleKey, ServiceEntry,
+    ServiceKey, SetWord, Share, Slot, SocketReverse, SocketReverseKey, Tuple, Verdict, budget,
+    gate, limits,
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},

@@ -106,7 +106,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         Parsed::Neighbour => return NEXT,
         Parsed::Walk(walker) => return ask(ctx, work, walker),
         _ if host => return NEXT,
-        Parsed::Unjudged(reason) | Parsed::Refused(reason) => return unjudged(ctx, work, slot, reason),
+        Parsed::Unjudged(reason) | Parsed::Refused(reason) => {
+            return unjudged(ctx, work, slot, reason);
+        }
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
     }
     if host && let Some(sent) = host_backend(ctx, work) {

@@ -105,6 +105,31 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
     ),
     packets(
+        "fragment-anywhere",
+        "agent-ebpf/src/fragment.rs: the offset of the place where a fragment must begin",
+        "fragments::each_begins_where_the_last_ended_or_is_dropped",
+    ),
+    packets(
+        "fragment-before-verdict",
+        "agent-ebpf/src/fragment.rs: a first fragment leaves something to those behind it only once it has passed",
+        "fragments::nothing_follows_what_is_denied",
+    ),
+    packets(
+        "extension-unwalked",
+        "agent-ebpf/src/extension.rs: the walk through IPv6 extension headers",
+        "extensions::what_is_behind_an_extension_header_is_judged_by_its_port",
+    ),
+    packets(
+        "routing-type-0",
+        "agent-ebpf/src/extension.rs: routing headers of type 0 leave no pod",
+        "extensions::a_routing_header_of_type_0_leaves_no_pod",
+    ),
+    lab(
+        "priority-tag",
+        "agent-ebpf/src/packet.rs: what is behind a tag of no VLAN is looked at as if there were none",
+        "frames::a_priority_tag_hides_nothing",
+    ),
+    packets(
         "successor-opens",
         "agent-ebpf/src/from_pod.rs: an answer stays one when another pod took the place of the one that was asked",
         "unknown::a_pod_that_took_anothers_place_answers_its_flows_and_opens_none_by_that",

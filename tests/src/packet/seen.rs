@@ -92,7 +92,9 @@ impl Seen {
         }
         let first = fragment.is_none_or(|fragment| fragment.offset == 0);
         let port = |at: usize| match protocol {
-            6 | 17 | 132 if first && transport.len() >= 4 => u16::from_be_bytes([transport[at], transport[at + 1]]),
+            6 | 17 | 132 if first && transport.len() >= 4 => {
+                u16::from_be_bytes([transport[at], transport[at + 1]])
+            }
             _ => 0,
         };
         Ok(Self {
@@ -239,7 +241,9 @@ fn v6(ip: &[u8]) -> Result<Parts<'_>> {
     };
     let (mut next, mut at, mut fragment) = (ip[6], 40, None);
     loop {
-        let rest = ip.get(at..).context("a chain of headers that is too long")?;
+        let rest = ip
+            .get(at..)
+            .context("a chain of headers that is too long")?;
         match next {
             44 => {
                 let &[following, _, high, low, a, b, c, d, ..] = rest else {
@@ -278,7 +282,9 @@ fn v6(ip: &[u8]) -> Result<Parts<'_>> {
         destination: address(24)?,
         protocol: next,
         hops: ip[7],
-        transport: ip.get(at..).context("a chain of headers that is too long")?,
+        transport: ip
+            .get(at..)
+            .context("a chain of headers that is too long")?,
         fragment,
     })
 }

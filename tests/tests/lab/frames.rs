@@ -234,7 +234,11 @@ fn a_priority_tag_hides_nothing() -> Result<()> {
     for (other, to) in scene.addresses("victim")?.into_iter().zip(targets) {
         let (mark, before) = (server.mark(), scene.pinned().drops(Reason::SourceSpoofed)?);
         for _ in 0..FRAMES {
-            raw.send(&frame(client, &tag, &datagram(other, to, HTTP, b"spoofed\n"))?)?;
+            raw.send(&frame(
+                client,
+                &tag,
+                &datagram(other, to, HTTP, b"spoofed\n"),
+            )?)?;
         }
         let dropped = scene.pinned().drops(Reason::SourceSpoofed)? - before;
         ensure!(dropped == FRAMES, "{dropped} of {FRAMES} were dropped");
@@ -244,7 +248,11 @@ fn a_priority_tag_hides_nothing() -> Result<()> {
     let nested = [ethertype::VLAN, TAG, ethertype::VLAN, TAG].concat();
     for (own, to) in client.addresses().into_iter().zip(targets) {
         let (mark, before) = (server.mark(), scene.pinned().drops(Reason::Vlan)?);
-        raw.send(&frame(client, &nested, &datagram(own, to, HTTP, b"nested\n"))?)?;
+        raw.send(&frame(
+            client,
+            &nested,
+            &datagram(own, to, HTTP, b"nested\n"),
+        )?)?;
         ensure!(scene.pinned().drops(Reason::Vlan)? - before == 1);
         ensure_unseen(server, mark)?;
     }

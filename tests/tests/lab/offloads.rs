@@ -291,7 +291,10 @@ fn large_datagrams_arrive_through_a_service_both_ways() -> Result<()> {
     let sends = manifests::network_policy("default", "sends", spec("Egress", "egress"));
     let takes = manifests::network_policy("default", "takes", spec("Ingress", "ingress"));
     scene.apply([&sends, &takes])?;
-    for to in [at(vip(10), SERVICE), at(vip(11), SERVICE)].into_iter().flatten() {
+    for to in [at(vip(10), SERVICE), at(vip(11), SERVICE)]
+        .into_iter()
+        .flatten()
+    {
         datagrams(client.netns(), to)?;
     }
     unhindered(&scene.pinned())?;

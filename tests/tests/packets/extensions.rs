@@ -16,14 +16,24 @@ const VISITED: [u8; 6] = [2, 0, 0, 0, 0, 0];
 const AUTHENTICATION: [u8; 22] = [7; 22];
 
 /// The headers that are walked past, with what stands in them behind their first two bytes.
-const WALKED: [(u8, &[u8]); 4] = [(0, &PADDING), (43, &VISITED), (51, &AUTHENTICATION), (60, &PADDING)];
+const WALKED: [(u8, &[u8]); 4] = [
+    (0, &PADDING),
+    (43, &VISITED),
+    (51, &AUTHENTICATION),
+    (60, &PADDING),
+];
 
 fn chain(packet: Packet, headers: usize) -> Packet {
     (0..headers).fold(packet, |packet, _| packet.extension(60, &PADDING))
 }
 
 /// Two pods of which the first may send to one port of UDP, and to one of TCP.
-fn guarded(w: &mut World) -> (tests::packet::world::LocalPod, tests::packet::world::LocalPod) {
+fn guarded(
+    w: &mut World,
+) -> (
+    tests::packet::world::LocalPod,
+    tests::packet::world::LocalPod,
+) {
     let (a, b) = (w.pod(1), w.pod(2));
     w.isolate_egress(&a, SET);
     w.allow(SET, GROUP_ANY, Ports::One(17, 53));

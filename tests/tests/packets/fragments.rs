@@ -34,7 +34,10 @@ fn whole(outcomes: &[Outcome]) -> Seen {
 }
 
 fn delivered(w: &mut World, from: &LocalPod, to: &LocalPod, packet: Packet) -> Seen {
-    let parts: Vec<_> = large(packet).iter().map(|part| w.from_pod(from, part).delivered_to(to)).collect();
+    let parts: Vec<_> = large(packet)
+        .iter()
+        .map(|part| w.from_pod(from, part).delivered_to(to))
+        .collect();
     whole(&parts)
 }
 

@@ -60,9 +60,7 @@ fn unjudged(from: IpAddr, to: IpAddr) -> Vec<(Packet, Reason)> {
             Reason::Malformed,
         ));
         // What is behind a chain is judged, but not one that is longer than any is walked.
-        let long = (0..7).fold(Packet::udp(s, d), |packet, _| {
-            packet.extension(60, &[0; 6])
-        });
+        let long = (0..7).fold(Packet::udp(s, d), |packet, _| packet.extension(60, &[0; 6]));
         all.push((long, Reason::ExtensionHeader));
         // An error and half a header are no better behind one.
         all.push((
@@ -335,7 +333,11 @@ fn local_to_the_link(frame: &[u8]) -> bool {
             let byte = |at: usize| frame.get(at).copied().unwrap_or(0);
             while matches!(next, 0 | 43 | 51 | 60) && at < frame.len() {
                 let units = usize::from(byte(at + 1));
-                let bytes = if next == 51 { (units + 2) * 4 } else { (units + 1) * 8 };
+                let bytes = if next == 51 {
+                    (units + 2) * 4
+                } else {
+                    (units + 1) * 8
+                };
                 (next, at) = (byte(at), at + bytes);
             }
             match (next, hops) {

@@ -99,6 +99,7 @@ pub(super) fn rows() -> Vec<Row> {
         helper(Func::BPF_FUNC_get_prandom_u32, "get_prandom_u32", (4, 1)),
         helper(Func::BPF_FUNC_l4_csum_replace, "l4_csum_replace", (4, 1)),
         helper(Func::BPF_FUNC_tail_call, "tail_call", (4, 2)),
+        helper(Func::BPF_FUNC_skb_load_bytes, "skb_load_bytes", (4, 5)),
         helper(Func::BPF_FUNC_skb_change_tail, "skb_change_tail", (4, 9)),
         helper(Func::BPF_FUNC_skb_pull_data, "skb_pull_data", (4, 9)),
         // At the link's header (BPF_ADJ_ROOM_MAC); behind it since 4.13.
