@@ -32,24 +32,29 @@ pub fn walk(ctx: &TcContext) -> i32 {
     answer(ctx, work, parsed)
 }
 
-/// How far the packet's payload reaches.
+/// How far the packet's payload reaches; 0 where that cannot be read.
 #[inline(always)]
-pub fn end_of(ctx: &TcContext) -> Option<u32> {
+pub fn end_of(ctx: &TcContext) -> u32 {
     // Payload length, next header, hop limit.
-    let [high, low, kind, _] = packet::copy::<4>(ctx, L3 + 4)?;
+    let mut header = [0; 4];
+    if !packet::copy(ctx, L3 + 4, &mut header) {
+        return 0;
+    }
+    let [high, low, kind, _] = header;
     let length = u16::from_be_bytes([high, low]) as u32;
     if length == 0 && kind == next::HOP_BY_HOP {
         // A jumbogram (RFC 2675), as which Linux also carries TCP segments together that are more than 64 KiB.
-        return Some(ctx.len());
+        return ctx.len();
     }
-    Some(V6_NEXT + length)
+    V6_NEXT + length
 }
 
 #[inline(always)]
 fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
-    let Some(end) = end_of(ctx) else {
+    let end = end_of(ctx);
+    if end == 0 {
         return Parsed::Short;
-    };
+    }
     let mut kind = work.tuple.protocol;
     let mut offset = work.l4;
     let mut walked = work.extensions;
@@ -72,9 +77,11 @@ fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
             return Parsed::Walk(slot::FRAGMENT);
         }
         // Next header, length; of a routing header also type, segments left.
-        let Some([following, length, route, left]) = packet::copy::<4>(ctx, offset) else {
+        let mut header = [0; 4];
+        if !packet::copy(ctx, offset, &mut header) {
             return Parsed::Short;
-        };
+        }
+        let [following, length, route, left] = header;
         if kind == next::HOP_BY_HOP && offset != V6_NEXT {
             // It stands first or nowhere.
             return Parsed::Unjudged(Reason::ExtensionHeader);

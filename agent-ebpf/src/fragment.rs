@@ -76,9 +76,11 @@ pub fn walk(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn v4(ctx: &TcContext, work: &mut Work) -> Parsed {
     // Total length, identification, flags and offset.
-    let Some([high, low, id0, id1, word0, word1]) = packet::copy::<6>(ctx, L3 + 2) else {
+    let mut header = [0; 6];
+    if !packet::copy(ctx, L3 + 2, &mut header) {
         return Parsed::Short;
-    };
+    }
+    let [high, low, id0, id1, word0, word1] = header;
     let begins = work.l4;
     let total = u16::from_be_bytes([high, low]) as u32;
     let word = u16::from_be_bytes([word0, word1]) as u32;
@@ -107,14 +109,12 @@ fn v4(ctx: &TcContext, work: &mut Work) -> Parsed {
 #[inline(always)]
 fn v6(ctx: &TcContext, work: &mut Work) -> Parsed {
     let at = work.l4;
-    let (Some(end), Some([following, _, word0, word1])) =
-        (extension::end_of(ctx), packet::copy::<4>(ctx, at))
-    else {
+    let end = extension::end_of(ctx);
+    let mut header = [0; V6_FRAGMENT as usize];
+    if end == 0 || !packet::copy(ctx, at, &mut header) {
         return Parsed::Short;
-    };
-    let Some(id) = packet::copy::<4>(ctx, at + 4) else {
-        return Parsed::Short;
-    };
+    }
+    let [following, _, word0, word1, id0, id1, id2, id3] = header;
     let begins = at + V6_FRAGMENT;
     if begins > end {
         return Parsed::Unjudged(Reason::Malformed);
@@ -126,7 +126,7 @@ fn v6(ctx: &TcContext, work: &mut Work) -> Parsed {
         more: word & 1 != 0,
     };
     // In IPv6 the protocol is no part of what fragments share.
-    let parsed = admit(work, &place, u32::from_ne_bytes(id), 0);
+    let parsed = admit(work, &place, u32::from_ne_bytes([id0, id1, id2, id3]), 0);
     if parsed != Parsed::Flow || work.fragment == kind::LATER {
         return parsed;
     }

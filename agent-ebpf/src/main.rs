@@ -87,12 +87,14 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 
 /// What a pod sends: the rest.
 #[classifier]
+#[inline(always)]
 pub fn new_from_pod(ctx: TcContext) -> i32 {
     deliver::leave(fragment::settle(&ctx, from_pod::new(&ctx)))
 }
 
 /// What reaches a pod through the stack: the rest.
 #[classifier]
+#[inline(always)]
 pub fn new_to_pod(ctx: TcContext) -> i32 {
     deliver::leave(fragment::settle(&ctx, to_pod::new(&ctx)))
 }

@@ -199,23 +199,21 @@ pub fn load<T: Copy>(ctx: &TcContext, offset: u32) -> Option<T> {
     Some(unsafe { *pointer })
 }
 
-/// So many bytes at any offset of the packet, wherever they lie: slower than [`load`], and the verifier asks nothing of the offset.
+/// Copies the bytes at any offset of the packet, wherever they lie: slower than [`load`], and the verifier asks nothing of the offset.
+///
+/// False where they are not there. (No option: the compiler would copy an absent one's bytes unset, which the verifier does not let it.)
 #[inline(always)]
-pub fn copy<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
+pub fn copy<const N: usize>(ctx: &TcContext, offset: u32, bytes: &mut [u8; N]) -> bool {
     // SAFETY: the context is the kernel's own, and the helper writes as many bytes as it is told.
     let failed = unsafe {
         bpf_skb_load_bytes(
             ctx.skb.skb.cast_const().cast(),
             offset,
-            (&raw mut bytes).cast(),
+            core::ptr::from_mut(bytes).cast(),
             N as u32,
         )
     };
-    if failed != 0 {
-        return None;
-    }
-    Some(bytes)
+    failed == 0
 }
 
 /// Brings the packet's headers, `headers` bytes at most, into its first piece.
