@@ -449,7 +449,11 @@ pub fn extension(next: u8, kind: u8, content: &[u8]) -> Vec<u8> {
     } else {
         bytes / 8 - 1
     };
-    [&[next, u8::try_from(length).unwrap_or(u8::MAX)][..], content].concat()
+    [
+        &[next, u8::try_from(length).unwrap_or(u8::MAX)][..],
+        content,
+    ]
+    .concat()
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {
