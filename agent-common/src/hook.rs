@@ -37,4 +37,6 @@ pub mod slot {
     pub const NEW_FROM_UPLINK: u32 = 10;
     /// Turn the packet into its own rejection.
     pub const REJECT: u32 = 12;
+    /// Find the flow that an ICMP error is about, and translate what it quotes.
+    pub const ICMP_ERROR: u32 = 13;
 }

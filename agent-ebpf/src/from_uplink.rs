@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::{
     conntrack::{close, partner, promote, touch},
-    deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
+    deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     from_pod::begin,
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
@@ -73,6 +73,10 @@ pub fn new(ctx: &TcContext) -> i32 {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
     }
+    // What this host gets itself is its stack's: it knows what it sent, and what it masqueraded.
+    if parsed == Parsed::Unjudged(Reason::IcmpError) && !to_host {
+        return tail_call(ctx, hook::FROM_UPLINK, hook::slot::ICMP_ERROR);
+    }
     if flow_known && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple) {
         // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
         let flow = unsafe { &mut *waiting };
@@ -112,6 +116,10 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
     }
     if matches!(destination, Some(entry) if entry.kind == address_kind::CLUSTER_IP) {
+        work.reason = Reason::ClusterIpFromOutside as u32;
+        if flow_known && !crate::mutant::removed!("reject-outside") {
+            return refuse(ctx, work);
+        }
         return drop_packet(ctx, work, Reason::ClusterIpFromOutside);
     }
     NEXT

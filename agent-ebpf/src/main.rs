@@ -24,6 +24,7 @@ mod flow;
 mod from_pod;
 mod from_uplink;
 mod gate;
+mod icmp_error;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
@@ -31,6 +32,7 @@ mod mutant;
 mod nat;
 mod packet;
 mod policy;
+mod quote;
 mod reject;
 mod report;
 mod role;
@@ -104,6 +106,12 @@ pub fn new_from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn reject(ctx: TcContext) -> i32 {
     reject::answer(&ctx)
+}
+
+/// An ICMP error follows the flow that it is about.
+#[classifier]
+pub fn icmp_error(ctx: TcContext) -> i32 {
+    deliver::leave(icmp_error::follow(&ctx))
 }
 
 /// Attached to `connect` of the host's own processes, IPv4.

@@ -40,6 +40,7 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::PolicyIngress,
             Reason::Midstream,
             Reason::Fragment,
+            Reason::IcmpError,
         ],
     ),
     (
@@ -49,6 +50,7 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::Midstream,
             Reason::SourceMartian,
             Reason::Fragment,
+            Reason::IcmpError,
         ],
     ),
     (
@@ -61,9 +63,11 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
     [
         super::direct::ROWS,
         super::hooks::ROWS,
+        super::icmp::ROWS,
         super::midstream::ROWS,
         super::parsing::ROWS,
         super::policy::ROWS,
+        super::reject::ROWS,
         super::services::ROWS,
         super::shares::ROWS,
         super::unknown::ROWS,
