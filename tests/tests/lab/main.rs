@@ -8,6 +8,7 @@ mod clsact;
 mod directory;
 mod drift;
 mod frames;
+mod icmp;
 mod late;
 mod node_parts;
 mod policies;
