@@ -55,6 +55,9 @@ use crate::{
     work::{Work, work},
 };
 
+/// No verdict: the error follows the flow, as the entry in `work.forward` says.
+const FOLLOWS: i32 = i32::MIN;
+
 /// The entry point: what `work` holds of the packet is what the hook's program has parsed.
 #[inline(always)]
 pub fn follow(ctx: &TcContext) -> i32 {
@@ -62,22 +65,25 @@ pub fn follow(ctx: &TcContext) -> i32 {
         return DROP;
     };
     let quote = read(ctx, work);
-    match work.hook {
-        hook::FROM_POD => sent(ctx, work, &quote),
-        hook::TO_POD => received(ctx, work, &quote),
-        _ => brought(ctx, work, &quote),
+    let known = quote.known();
+    let verdict = match work.hook {
+        hook::FROM_POD => sent(ctx, work, known),
+        hook::TO_POD => received(ctx, work, known),
+        _ => brought(ctx, work, known),
+    };
+    if verdict == FOLLOWS {
+        return send(ctx, work, &quote);
     }
+    verdict
 }
 
 /// What a pod sends.
 #[inline(always)]
-fn sent(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
+fn sent(ctx: &TcContext, work: &mut Work, known: bool) -> i32 {
     if !from_pod::source_is_own(&work.tuple.source, work.here) {
         return drop_packet(ctx, work, Reason::SourceSpoofed);
     }
-    if quote.known()
-        && let Some(found) = entry(&work.forward_key)
-    {
+    if known && let Some(found) = entry(&work.forward_key) {
         // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
         let flow = unsafe { &*found };
         if flow.ifindex == work.ifindex || crate::mutant::removed!("icmp-anybodys") {
@@ -85,7 +91,7 @@ fn sent(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
                 return drop_packet(ctx, work, Reason::IcmpError);
             }
             work.forward = *flow;
-            return send(ctx, work, quote);
+            return FOLLOWS;
         }
         if flow.ifindex != 0 {
             // About what came to somebody else.
@@ -102,10 +108,10 @@ fn sent(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
 
 /// What reaches a pod through the stack.
 #[inline(always)]
-fn received(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
+fn received(ctx: &TcContext, work: &mut Work, known: bool) -> i32 {
     let host = skb(ctx).ingress_ifindex == 0;
     let mut own = None;
-    if quote.known() {
+    if known {
         // The stack of this host has packets as they are behind translation, and what comes from elsewhere was translated back.
         if !host {
             own = entry(&work.reply_key);
@@ -154,15 +160,13 @@ fn received(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
     }
     // The stack has routed it here.
     work.forward.deliver = NO_SLOT;
-    send(ctx, work, quote)
+    FOLLOWS
 }
 
 /// What comes from outside, to anybody but this host.
 #[inline(always)]
-fn brought(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
-    if quote.known()
-        && let Some(found) = entry(&work.forward_key)
-    {
+fn brought(ctx: &TcContext, work: &mut Work, known: bool) -> i32 {
+    if known && let Some(found) = entry(&work.forward_key) {
         // SAFETY: a map value; see `sent`.
         let flow = unsafe { &*found };
         if flow.ifindex != 0 {
@@ -171,7 +175,7 @@ fn brought(ctx: &TcContext, work: &mut Work, quote: &Quote) -> i32 {
         work.forward = *flow;
         // `to_pod` judges it, whatever path the flow's packets take.
         work.forward.deliver = NO_SLOT;
-        return send(ctx, work, quote);
+        return FOLLOWS;
     }
     let moving = moving();
     if moving != 0 {

@@ -11,8 +11,7 @@
 //!
 //! A checksum that the sender left to its device stays marked as such, and with it the answer; whoever is on the same machine takes it so.
 
-use agent_common::{Count, Reason};
-use agent_common::{budget, event_kind, hook, limits, protocol};
+use agent_common::{Count, budget, event_kind, hook, limits, protocol};
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     helpers::{
@@ -22,10 +21,10 @@ use aya_ebpf::{
 };
 
 use crate::{
-    deliver::{DROP, drop_packet},
+    deliver::DROP,
     packet::{self, L3, skb, tcp},
     quote::end,
-    report::{allowance, count, count_drop, event, logged},
+    report::{allowance, count, count_drop, dropped, event, logged},
     work::{Work, work},
 };
 
@@ -55,8 +54,8 @@ pub fn answer(ctx: &TcContext) -> i32 {
         return DROP;
     };
     if !answerable(ctx, work) && !crate::mutant::removed!("reject-anybody") {
-        let reason = Reason::from_number(work.reason as u8);
-        return drop_packet(ctx, work, reason.unwrap_or(Reason::NoServicePort));
+        dropped(ctx, work);
+        return DROP;
     }
     logged(ctx, work);
     count_drop(work.hook, work.reason, work.length);

@@ -29,6 +29,14 @@ fn header(ip: &[u8]) -> usize {
     }
 }
 
+/// The protocol that an IP header names.
+fn protocol(ip: &[u8]) -> u8 {
+    match ip[0] >> 4 {
+        4 => ip[9],
+        _ => ip[6],
+    }
+}
+
 /// Port unreachable about what `quote` is of.
 fn unreachable(from: IpAddr, to: IpAddr, quote: &[u8]) -> Packet {
     let (kind, code) = if from.is_ipv4() { (3, 3) } else { (1, 4) };
@@ -77,7 +85,14 @@ fn about(out: &Outcome, packet: &Packet) {
     );
     let (quoted, whole) = (quote(&seen), ip(packet));
     assert_eq!(quoted.len(), quote(&sent).len());
-    assert_eq!(quoted, &whole[..quoted.len()], "{packet:?}");
+    // Half a checksum of TCP's, whose other half nobody knows, stays what it was.
+    let (end, half) = (quoted.len(), header(quoted) + 16);
+    let told = if quoted.len() == half + 1 && protocol(quoted) == 6 {
+        half
+    } else {
+        end
+    };
+    assert_eq!(quoted[..told], whole[..told], "{packet:?}");
     if packet.bytes()[12..14] == [8, 0] {
         assert_eq!(
             checksum(&[&quoted[..header(quoted)]]),
