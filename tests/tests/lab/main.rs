@@ -9,6 +9,7 @@ mod directory;
 mod drift;
 mod frames;
 mod full;
+mod icmp;
 mod late;
 mod node_parts;
 mod offloads;
