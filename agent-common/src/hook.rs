@@ -37,6 +37,8 @@ pub mod slot {
     pub const NEW_FROM_UPLINK: u32 = 10;
     /// Turn the packet into its own rejection.
     pub const REJECT: u32 = 12;
+    /// Find the flow that an ICMP error is about, and translate what it quotes.
+    pub const ICMP_ERROR: u32 = 13;
     /// Walk a chain of IPv6 extension headers, and go back to the hook's program above.
     pub const EXTENSION: u32 = 16;
     /// Find the flow of a fragment, and go back likewise.

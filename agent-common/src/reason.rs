@@ -48,7 +48,7 @@ reasons! {
     Fragment = 6, "fragment";
     /// IPv6 extension headers that are too many, in no order, or lead elsewhere (routing), where policy or a service would have to judge them.
     ExtensionHeader = 7, "extension-header";
-    /// An ICMP error about a flow, where policy is in force.
+    /// An ICMP error about no flow that is known, where policy is in force or a ClusterIP is the target; or about one that is to be judged again.
     IcmpError = 8, "icmp-error";
     /// A VLAN tag, where policy is in force; priority tags one in another, always.
     Vlan = 9, "vlan";
@@ -78,7 +78,7 @@ reasons! {
     ServiceProtocol = 21, "service-protocol";
     /// An ARP, neighbour discovery or router message with somebody else's address.
     NeighbourSpoofed = 22, "neighbour-spoofed";
-    /// A ClusterIP from outside the cluster.
+    /// A ClusterIP from outside the cluster: rejected, or dropped where its sender can be told nothing.
     ClusterIpFromOutside = 23, "cluster-ip-from-outside";
     /// The source is in none of the service's `loadBalancerSourceRanges`.
     SourceRange = 24, "source-range";

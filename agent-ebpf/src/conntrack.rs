@@ -59,7 +59,7 @@ pub fn touch(flow: &mut Flow, kind: u8) {
 
 /// An entry, in whichever table it is.
 #[inline(always)]
-fn entry(key: &Tuple) -> Option<*mut Flow> {
+pub fn entry(key: &Tuple) -> Option<*mut Flow> {
     match CONNTRACK.get_ptr_mut(key) {
         Some(entry) => Some(entry),
         None => UNREPLIED.get_ptr_mut(key),

@@ -93,6 +93,7 @@ pub fn refuse(ctx: &TcContext, work: &mut Work) -> i32 {
     if reason == Reason::NoEndpoint as u32
         || reason == Reason::NoServicePort as u32
         || reason == Reason::BackendGone as u32
+        || reason == Reason::ClusterIpFromOutside as u32
         || (reason == Reason::Midstream as u32 && work.hook == hook::FROM_POD)
     {
         return tail_call(ctx, work.hook, hook::slot::REJECT);

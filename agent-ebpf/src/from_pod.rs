@@ -76,6 +76,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         // The stack would forward it like any packet.
         Parsed::Neighbour => {}
         Parsed::Walk(walker) => return ask(ctx, work, walker),
+        Parsed::Unjudged(Reason::IcmpError) => {
+            return tail_call(ctx, hook::FROM_POD, hook::slot::ICMP_ERROR);
+        }
         Parsed::Unjudged(reason) => return unjudged(ctx, work, slot, reason, false),
         Parsed::Refused(reason) => return unjudged(ctx, work, slot, reason, true),
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed, false),
@@ -246,7 +249,7 @@ pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool) -> u32 {
 
 /// The source check: a pod sends from its own addresses only.
 #[inline(always)]
-fn source_is_own(source: &Address, slot: u32) -> bool {
+pub fn source_is_own(source: &Address, slot: u32) -> bool {
     slot_of(Maps.address(source)) == slot
         || matches!(pod(slot), Some(pod) if pod.flags & pod_flag::ANY_SOURCE != 0)
 }
@@ -279,7 +282,7 @@ fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
 /// A packet whose flow cannot be known: dropped where policy is in force, a service would have to translate it or it is `refused` in any
 /// case, else left to the stack.
 #[inline(always)]
-fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason, refused: bool) -> i32 {
+pub fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason, refused: bool) -> i32 {
     let ip = reason != Reason::Vlan
         && reason != Reason::Ethertype
         && !work.tuple.source.same(&Address::NONE);

@@ -6,13 +6,13 @@ use aya_ebpf::programs::TcContext;
 
 use crate::{
     conntrack::{close, partner, promote, touch},
-    deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
+    deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     fragment::settle,
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, tcp},
     tables::Maps,
-    walk::{ask, begin},
+    walk::{ask, begin, follows},
     work::work,
 };
 
@@ -76,6 +76,10 @@ pub fn new(ctx: &TcContext) -> i32 {
             return ask(ctx, work, walker);
         }
     }
+    // What this host gets itself is its stack's: it knows what it sent, and what it masqueraded.
+    if parsed == Parsed::Unjudged(Reason::IcmpError) && !to_host {
+        return tail_call(ctx, hook::FROM_UPLINK, hook::slot::ICMP_ERROR);
+    }
     let mut found = None;
     let mut waiting = false;
     if flow_known {
@@ -132,6 +136,10 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
     }
     if matches!(destination, Some(entry) if entry.kind == address_kind::CLUSTER_IP) {
+        work.reason = Reason::ClusterIpFromOutside as u32;
+        if flow_known && !follows(work) && !crate::mutant::removed!("reject-outside") {
+            return refuse(ctx, work);
+        }
         return drop_packet(ctx, work, Reason::ClusterIpFromOutside);
     }
     NEXT

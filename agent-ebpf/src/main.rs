@@ -26,6 +26,7 @@ mod fragment;
 mod from_pod;
 mod from_uplink;
 mod gate;
+mod icmp_error;
 #[cfg(feature = "log")]
 mod log;
 mod maps;
@@ -33,6 +34,7 @@ mod mutant;
 mod nat;
 mod packet;
 mod policy;
+mod quote;
 mod reject;
 mod report;
 mod role;
@@ -121,6 +123,12 @@ pub fn fragment(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn reject(ctx: TcContext) -> i32 {
     reject::answer(&ctx)
+}
+
+/// An ICMP error follows the flow that it is about.
+#[classifier]
+pub fn icmp_error(ctx: TcContext) -> i32 {
+    deliver::leave(icmp_error::follow(&ctx))
 }
 
 /// Attached to `connect` of the host's own processes, IPv4.

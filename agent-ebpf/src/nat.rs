@@ -11,7 +11,7 @@ use crate::packet::{self, L3, V4_CHECKSUM, V4_SOURCE, V4_TTL, V6_HOP_LIMIT, V6_S
 
 /// Folds a sum of 32-bit words into 32 bits with end-around carry.
 #[inline(always)]
-const fn fold32(sum: u64) -> u32 {
+pub const fn fold32(sum: u64) -> u32 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
@@ -27,13 +27,13 @@ const fn fold16(sum: u64) -> u16 {
 
 /// A checksum after the words it covers changed by `delta` (RFC 1624, equation 3).
 #[inline(always)]
-const fn update(checksum: u16, delta: u32) -> u16 {
+pub const fn update(checksum: u16, delta: u32) -> u16 {
     !fold16((!checksum) as u64 + delta as u64)
 }
 
 /// New minus old, in ones' complement.
 #[inline(always)]
-fn difference(old: &Address, new: &Address) -> u64 {
+pub fn difference(old: &Address, new: &Address) -> u64 {
     let (old, new) = (old.words(), new.words());
     let mut sum = 0u64;
     sum += new[0] as u64 + !old[0] as u64;

@@ -1,18 +1,30 @@
-//! Answers a pod's packet at once: TCP with RST, anything else with ICMP port unreachable. The packet is turned into its own answer
-//! and put back into the pod it came from, by peer redirect, so that it meets no policy.
+//! Answers a packet at once: TCP with RST, anything else with ICMP port unreachable. The packet is turned into its own answer and goes back
+//! where it came from: into the pod by peer redirect, so that it meets no policy, or out of the uplink.
+//!
+//! **What is answered**: whatever a ClusterIP does not take, from pods and from outside, be it a port that no service has, a service without
+//! endpoints, an echo, or another protocol; and a TCP segment of a connection that is gone. **Why port unreachable**, and not protocol or host:
+//! kube-proxy answers so, for every protocol (`reject` of nftables and of iptables), sockets see "connection refused" of it (the others are softer errors,
+//! which connected sockets may never be told), and the address exists: its neighbours among ports answer.
+//!
+//! **What is never answered** (RFC 1122 3.2.2, RFC 4443 2.4, RFC 9293 3.5.2): an RST, an ICMP error (none comes here), a fragment that is not the first,
+//! a source that is nobody's own (unspecified, multicast, broadcast, loopback), a frame to a group of stations, or one that is another station's.
+//!
+//! A checksum that the sender left to its device stays marked as such, and with it the answer; whoever is on the same machine takes it so.
 
-use agent_common::Count;
-use agent_common::{budget, event_kind, limits, protocol};
+use agent_common::{Count, budget, event_kind, hook, limits, protocol};
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    helpers::{bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail},
+    helpers::{
+        bpf_csum_diff, bpf_redirect, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+    },
     programs::TcContext,
 };
 
 use crate::{
     deliver::DROP,
-    packet::{self, L3, tcp},
-    report::{allowance, count, count_drop, event, logged},
+    packet::{self, L3, skb, tcp},
+    quote::end,
+    report::{allowance, count, count_drop, dropped, event, logged},
     work::{Work, work},
 };
 
@@ -24,10 +36,16 @@ const V6_HEADER: u32 = 40;
 const TCP_HEADER: u32 = 20;
 /// ICMP header of an error, in both families.
 const ICMP_HEADER: u32 = 8;
-/// Bytes of the offending packet's transport that an error carries (RFC 792; RFC 4443 allows more, and asks no more).
-const ICMP_QUOTE: u32 = 8;
-/// Hops that an answer may take: it goes to a pod of this node, but may be seen in captures.
+/// An error's length at most, from its IP header on: as much as can be quoted in it is (RFC 1812 4.3.2.3; RFC 4443 2.4 c: the least MTU of IPv6).
+const V4_LONGEST: u32 = 576;
+/// See [`V4_LONGEST`].
+const V6_LONGEST: u32 = 1280;
+/// Bytes that are summed at once.
+const BLOCK: u32 = 64;
+/// Hops that an answer may take: those of a host's own packet.
 const TTL: u8 = 64;
+/// A frame's kind (`PACKET_OTHERHOST`, linux/if_packet.h): to another station, seen because the device sees all.
+const OTHER_HOST: u32 = 3;
 
 /// The entry point.
 #[inline(always)]
@@ -35,6 +53,10 @@ pub fn answer(ctx: &TcContext) -> i32 {
     let Some(work) = work() else {
         return DROP;
     };
+    if !answerable(ctx, work) && !crate::mutant::removed!("reject-anybody") {
+        dropped(ctx, work);
+        return DROP;
+    }
     logged(ctx, work);
     count_drop(work.hook, work.reason, work.length);
     event(work, event_kind::REJECT as u32);
@@ -47,21 +69,46 @@ pub fn answer(ctx: &TcContext) -> i32 {
         return DROP;
     }
     let done = if work.tuple.protocol == protocol::TCP {
-        if work.tcp_flags & tcp::RST != 0 {
-            // Never an answer to an RST, RFC 9293 3.5.2.
-            return DROP;
-        }
         reset(ctx, work)
-    } else if work.v4 != 0 {
-        unreachable_v4(ctx, work)
     } else {
-        unreachable_v6(ctx, work)
+        unreachable(ctx, work)
     };
     if done.is_none() {
         return DROP;
     }
-    // SAFETY: takes numbers only.
-    unsafe { bpf_redirect_peer(work.ifindex, 0) as i32 }
+    // SAFETY: these take numbers only.
+    unsafe {
+        if work.hook == hook::FROM_UPLINK {
+            bpf_redirect(work.ifindex, 0) as i32
+        } else {
+            bpf_redirect_peer(work.ifindex, 0) as i32
+        }
+    }
+}
+
+/// Whether the packet may be answered.
+#[inline(always)]
+fn answerable(ctx: &TcContext, work: &Work) -> bool {
+    if work.tuple.protocol == protocol::TCP && work.tcp_flags & tcp::RST != 0 {
+        return false;
+    }
+    // Without a transport header, as fragments but the first.
+    if work.l4 < L3 + V4_HEADER {
+        return false;
+    }
+    let source = &work.tuple.source;
+    if source.is_unspecified() || source.is_multicast() || source.is_loopback() {
+        return false;
+    }
+    // A pod's frames reach this host by its own link only.
+    if work.hook == hook::FROM_UPLINK && skb(ctx).pkt_type == OTHER_HOST {
+        return false;
+    }
+    match packet::at::<[u8; 2]>(ctx, 0) {
+        // SAFETY: `at` has checked the bounds. The lowest bit of an address's first byte stands for a group (IEEE 802 8.2).
+        Some(mac) => (unsafe { (*mac)[0] }) & 1 == 0,
+        None => false,
+    }
 }
 
 #[inline(always)]
@@ -158,23 +205,14 @@ fn write_v6(ctx: &TcContext, work: &Work, kind: u8, payload: u32) -> Option<()> 
 #[inline(always)]
 fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
     // Before the transport's bounds are checked: from those the compiler would derive these, and the verifier cannot.
-    let l3_length = if work.v4 != 0 {
-        let total = packet::at::<u16>(ctx, L3 + 2)?;
-        // SAFETY: `at` has checked the bounds.
-        u16::from_be(unsafe { *total }) as u32
-    } else {
-        let payload = packet::at::<u16>(ctx, L3 + 4)?;
-        // SAFETY: `at` has checked the bounds.
-        u16::from_be(unsafe { *payload }) as u32 + V6_HEADER
-    };
+    let end = end(ctx, work.v4 != 0)?;
     let segment = packet::at_transport::<[u32; 5]>(ctx, work.l4)?;
     // SAFETY: `at` has checked the bounds.
     let segment = unsafe { *segment };
     let sequence = u32::from_be(segment[1]);
     let acknowledged = segment[2];
     let offset = (segment[3].to_ne_bytes()[0] >> 4) as u32 * 4;
-    let headers = work.l4 - L3 + offset;
-    let data = l3_length.saturating_sub(headers);
+    let data = end.saturating_sub(work.l4 + offset);
     let occupied =
         data + (work.tcp_flags & tcp::SYN != 0) as u32 + (work.tcp_flags & tcp::FIN != 0) as u32;
     let (sequence, acknowledgement, flags) = if work.tcp_flags & tcp::ACK != 0 {
@@ -223,80 +261,66 @@ fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
     Some(())
 }
 
-/// Trims the packet to what an error quotes, and makes room for the error's headers before it.
+/// Port unreachable: RFC 792, RFC 4443 3.1. It quotes the packet as it came, as much of it as may be.
 #[inline(always)]
-fn quote(ctx: &TcContext, header: u32) -> Option<()> {
-    let quoted = L3 + header + ICMP_QUOTE;
-    if ctx.len() < quoted {
-        return None;
-    }
-    // SAFETY: the context is the kernel's own; both helpers check what they are asked.
+fn unreachable(ctx: &TcContext, work: &Work) -> Option<()> {
+    let v4 = work.v4 != 0;
+    let (header, longest) = if v4 {
+        (V4_HEADER, V4_LONGEST)
+    } else {
+        (V6_HEADER, V6_LONGEST)
+    };
+    let headers = header + ICMP_HEADER;
+    let length = end(ctx, v4)? - L3;
+    let room = longest - headers;
+    let quoted = if length < room { length } else { room };
+    // Zeros behind, to whole blocks, do not change a sum, and go when it is made.
+    let whole = (quoted + BLOCK - 1) & !(BLOCK - 1);
+    // SAFETY: the context is the kernel's own; the helpers check what they are asked.
     unsafe {
-        if bpf_skb_change_tail(ctx.skb.skb, quoted, 0) != 0 {
-            return None;
-        }
-        if bpf_skb_adjust_room(
-            ctx.skb.skb,
-            (header + ICMP_HEADER) as i32,
-            BPF_ADJ_ROOM_MAC,
-            0,
-        ) != 0
+        // First cut: behind the quote there may be more of the packet, or padding.
+        if bpf_skb_change_tail(ctx.skb.skb, L3 + quoted, 0) != 0
+            || bpf_skb_change_tail(ctx.skb.skb, L3 + whole, 0) != 0
+            || bpf_skb_adjust_room(ctx.skb.skb, headers as i32, BPF_ADJ_ROOM_MAC, 0) != 0
         {
             return None;
         }
     }
-    swap_macs(ctx)
-}
-
-/// Port unreachable, RFC 792. A packet with options is dropped without an answer.
-#[inline(always)]
-fn unreachable_v4(ctx: &TcContext, work: &Work) -> Option<()> {
-    const QUOTED: u32 = V4_HEADER + ICMP_QUOTE;
-    if work.l4 != L3 + V4_HEADER {
+    swap_macs(ctx)?;
+    let payload = ICMP_HEADER + quoted;
+    let (message, pseudo) = if v4 {
+        write_v4(ctx, work, protocol::ICMP, payload)?;
+        // Destination unreachable, port.
+        ([3, 3], 0)
+    } else {
+        write_v6(ctx, work, protocol::ICMPV6, payload)?;
+        let length = (payload as u16).to_be_bytes();
+        let rest = u32::from_ne_bytes([0, protocol::ICMPV6, length[0], length[1]]);
+        ([1, 4], addresses(work) + rest as u64)
+    };
+    let start = L3 + headers;
+    let mut sum = pseudo + u32::from_ne_bytes([message[0], message[1], 0, 0]) as u64;
+    for block in 0..V6_LONGEST / BLOCK {
+        if block * BLOCK >= whole {
+            break;
+        }
+        let bytes = packet::at::<[u32; (BLOCK / 4) as usize]>(ctx, start + block * BLOCK)?;
+        // SAFETY: `at` has checked the bounds; of nothing nothing is read.
+        let part = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes.cast(), BLOCK, 0) };
+        sum += part as u32 as u64;
+    }
+    let check = finish(sum).to_ne_bytes();
+    let icmp = packet::at::<[u32; 2]>(ctx, L3 + header)?;
+    // SAFETY: `at` has checked the bounds.
+    unsafe {
+        *icmp = [
+            u32::from_ne_bytes([message[0], message[1], check[0], check[1]]),
+            0,
+        ];
+    }
+    // SAFETY: see above.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, start + quoted, 0) } != 0 {
         return None;
-    }
-    quote(ctx, V4_HEADER)?;
-    write_v4(ctx, work, protocol::ICMP, ICMP_HEADER + QUOTED)?;
-    let message = packet::at::<[u32; ((ICMP_HEADER + QUOTED) / 4) as usize]>(ctx, L3 + V4_HEADER)?;
-    // SAFETY: `at` has checked the bounds.
-    unsafe {
-        // Destination unreachable, port.
-        (*message)[0] = u32::from_ne_bytes([3, 3, 0, 0]);
-        (*message)[1] = 0;
-        let mut sum = (*message)[0] as u64;
-        let mut i = 2;
-        while i < ((ICMP_HEADER + QUOTED) / 4) as usize {
-            sum += (*message)[i] as u64;
-            i += 1;
-        }
-        let check = finish(sum).to_ne_bytes();
-        (*message)[0] = u32::from_ne_bytes([3, 3, check[0], check[1]]);
-    }
-    Some(())
-}
-
-/// Port unreachable, RFC 4443 3.1.
-#[inline(always)]
-fn unreachable_v6(ctx: &TcContext, work: &Work) -> Option<()> {
-    const QUOTED: u32 = V6_HEADER + ICMP_QUOTE;
-    quote(ctx, V6_HEADER)?;
-    write_v6(ctx, work, protocol::ICMPV6, ICMP_HEADER + QUOTED)?;
-    let message = packet::at::<[u32; ((ICMP_HEADER + QUOTED) / 4) as usize]>(ctx, L3 + V6_HEADER)?;
-    let pseudo = addresses(work)
-        + u32::from_ne_bytes([0, protocol::ICMPV6, 0, (ICMP_HEADER + QUOTED) as u8]) as u64;
-    // SAFETY: `at` has checked the bounds.
-    unsafe {
-        // Destination unreachable, port.
-        (*message)[0] = u32::from_ne_bytes([1, 4, 0, 0]);
-        (*message)[1] = 0;
-        let mut sum = pseudo + (*message)[0] as u64;
-        let mut i = 2;
-        while i < ((ICMP_HEADER + QUOTED) / 4) as usize {
-            sum += (*message)[i] as u64;
-            i += 1;
-        }
-        let check = finish(sum).to_ne_bytes();
-        (*message)[0] = u32::from_ne_bytes([1, 4, check[0], check[1]]);
     }
     Some(())
 }

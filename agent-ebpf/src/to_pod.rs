@@ -44,7 +44,7 @@ pub fn established(ctx: &TcContext) -> i32 {
 
 /// Whether somebody else's packet uses the host's own flow, which policy does not judge.
 #[inline(always)]
-fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
+pub fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
     const HOSTS: u32 = flow_flag::HOST | flow_flag::REPLY;
     flow.flags & HOSTS == HOSTS && skb(ctx).ingress_ifindex != 0
 }
@@ -105,6 +105,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         Parsed::Flow => {}
         Parsed::Neighbour => return NEXT,
         Parsed::Walk(walker) => return ask(ctx, work, walker),
+        Parsed::Unjudged(Reason::IcmpError) => {
+            return tail_call(ctx, hook::TO_POD, hook::slot::ICMP_ERROR);
+        }
         _ if host => return NEXT,
         Parsed::Unjudged(reason) | Parsed::Refused(reason) => {
             return unjudged(ctx, work, slot, reason);
@@ -209,7 +212,7 @@ pub fn new(ctx: &TcContext) -> i32 {
 
 /// A packet whose flow cannot be known: dropped where policy is in force.
 #[inline(always)]
-fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason) -> i32 {
+pub fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason) -> i32 {
     if enforced(slot) {
         return drop_packet(ctx, work, reason);
     }

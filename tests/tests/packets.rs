@@ -33,12 +33,16 @@ mod extensions;
 mod fragments;
 #[path = "packets/hooks.rs"]
 mod hooks;
+#[path = "packets/icmp.rs"]
+mod icmp;
 #[path = "packets/midstream.rs"]
 mod midstream;
 #[path = "packets/parsing.rs"]
 mod parsing;
 #[path = "packets/policy.rs"]
 mod policy;
+#[path = "packets/reject.rs"]
+mod reject;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/shares.rs"]

@@ -159,6 +159,51 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "plan::tests::nested::narrow_prefixes_come_before_what_is_around_them_and_go_after_it",
     ),
     packets(
+        "icmp-quote",
+        "agent-ebpf/src/icmp_error.rs: what an ICMP error quotes is translated",
+        "icmp::a_backends_error_comes_to_the_client_from_the_service",
+    ),
+    packets(
+        "icmp-checksum",
+        "agent-ebpf/src/icmp_error.rs: an ICMP error's own checksum covers what was translated",
+        "icmp::checksums_stay_right_whatever_the_ports",
+    ),
+    packets(
+        "icmp-epoch",
+        "agent-ebpf/src/icmp_error.rs: the flow that an ICMP error is about was judged in the epoch in force",
+        "icmp::an_error_waits_for_its_flow_to_be_judged_again",
+    ),
+    packets(
+        "icmp-other-half",
+        "agent-ebpf/src/icmp_error.rs: the judgement of a flow stands in either of its entries",
+        "icmp::an_error_waits_for_its_flow_to_be_judged_again",
+    ),
+    packets(
+        "icmp-anybodys",
+        "agent-ebpf/src/icmp_error.rs: a pod's ICMP errors are about what came to that pod",
+        "icmp::a_pod_speaks_of_what_came_to_it_only",
+    ),
+    packets(
+        "icmp-lies",
+        "agent-ebpf/src/quote.rs: an ICMP error goes to the source of what it quotes",
+        "icmp::a_quote_that_lies_is_of_no_flow",
+    ),
+    packets(
+        "icmp-padding",
+        "agent-ebpf/src/quote.rs: what stands behind an ICMP error's end is no part of its quote",
+        "icmp::padding_behind_the_error_is_no_part_of_its_quote",
+    ),
+    packets(
+        "reject-anybody",
+        "agent-ebpf/src/reject.rs: an RST, a group's frame, another station's and nobody's packet are not answered",
+        "reject::what_may_not_be_answered_is_dropped",
+    ),
+    packets(
+        "reject-outside",
+        "agent-ebpf/src/from_uplink.rs: who asks for a ClusterIP from outside is answered",
+        "reject::a_cluster_ip_is_refused_to_the_outside",
+    ),
+    packets(
         "no-epoch",
         "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
         "policy::a_flow_is_judged_again_when_something_was_taken_from_the_responder",

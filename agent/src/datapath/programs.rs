@@ -16,11 +16,12 @@ use super::migrate::{self, Moved, OldMaps};
 use super::pins::{PinError, Pins};
 
 /// Programs that hooks tail-call for the rare cases, and their slots.
-const RARE: [(&str, u32); 6] = [
+const RARE: [(&str, u32); 7] = [
     ("new_from_pod", hook::slot::NEW_FROM_POD),
     ("new_to_pod", hook::slot::NEW_TO_POD),
     ("new_from_uplink", hook::slot::NEW_FROM_UPLINK),
     ("reject", hook::slot::REJECT),
+    ("icmp_error", hook::slot::ICMP_ERROR),
     ("extension", hook::slot::EXTENSION),
     ("fragment", hook::slot::FRAGMENT),
 ];

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::build::DESTINATION_MAC;
+
 /// Pod links, and the uplink at index 0.
 const LINKS: usize = 8;
 
@@ -28,10 +30,12 @@ fn make() -> Result<Namespace> {
     thread::spawn(|| -> Result<Namespace> {
         unshare(CloneFlags::CLONE_NEWNET).context("making a private network namespace")?;
         let mut indices = Vec::new();
+        // Or the uplink would take packets for other stations'.
+        let own = DESTINATION_MAC.map(|byte| format!("{byte:02x}")).join(":");
         for n in 0..LINKS / 2 {
             // Both ends stay here: each is somebody's link.
             let made = Command::new("ip")
-                .args(["link", "add", &name(2 * n), "type", "veth"])
+                .args(["link", "add", &name(2 * n), "address", &own, "type", "veth"])
                 .args(["peer", "name", &name(2 * n + 1)])
                 .stdin(Stdio::null())
                 .output()

@@ -44,6 +44,7 @@ const PROGRAMS: &[(u32, &str)] = &[
     (hook::slot::NEW_TO_POD, "new_to_pod"),
     (hook::slot::NEW_FROM_UPLINK, "new_from_uplink"),
     (hook::slot::REJECT, "reject"),
+    (hook::slot::ICMP_ERROR, "icmp_error"),
     (hook::slot::EXTENSION, "extension"),
     (hook::slot::FRAGMENT, "fragment"),
 ];

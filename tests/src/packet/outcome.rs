@@ -168,15 +168,20 @@ impl Outcome {
         self.only(hook, reason)
     }
 
-    /// It is turned into its own answer and redirected back, for exactly this reason.
+    /// It is turned into its own answer and redirected back into the pod, for exactly this reason.
     pub fn rejected(self, reason: Reason) -> Self {
+        self.rejected_at(hook::FROM_POD, reason)
+    }
+
+    /// It is turned into its own answer at this hook and redirected back, for exactly this reason.
+    pub fn rejected_at(self, hook: u32, reason: Reason) -> Self {
         assert_eq!(
             self.verdict,
             REDIRECT,
             "it should be answered: {}",
             self.context()
         );
-        let out = self.only(hook::FROM_POD, reason);
+        let out = self.only(hook, reason);
         assert_eq!(
             out.events.len(),
             1,

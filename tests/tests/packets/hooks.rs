@@ -132,8 +132,9 @@ rows! {
         let vip = at(w.family.cluster_ip(1), 80);
         w.service(vip, 6, &[b.at(8080)]);
         let far = at(w.family.outside(1), 1000);
-        w.from_uplink(&Packet::syn(far, vip)).dropped(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
-        w.from_uplink(&Packet::udp(far, vip).fragment(0, true)).dropped(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
+        w.from_uplink(&Packet::syn(far, vip)).rejected_at(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
+        w.from_uplink(&Packet::udp(far, vip).fragment(0, true)).rejected_at(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
+        w.from_uplink(&Packet::udp(far, vip).fragment(2, true)).dropped(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
     }
 
     BOTH a_first_packet_from_outside_waits_for_its_answer(w) {

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use agent_common::{Count, Reason, backend_state, flow_flag, hook, path, service_flag};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
-use tests::packet::flows::{attempts, now, tuple};
+use tests::packet::flows::{now, tuple};
 use tests::packet::outcome::Via;
+
+use super::reject::port_unreachable;
 
 rows! {
     BOTH tcp_to_a_cluster_ip_goes_to_a_backend_and_comes_back_from_the_service(w) {
@@ -151,84 +153,6 @@ rows! {
         w.from_pod(&a, &Packet::ack(a.at(40000), vip)).delivered_to(&a).shows(hairpin, a.at(8080));
     }
 
-    BOTH a_syn_to_a_service_without_endpoints_is_reset(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[]);
-        let options = [2, 4, 5, 180, 1, 1, 1, 0];
-        let out = w
-            .from_pod(&a, &Packet::syn(a.at(40000), vip).numbers(7, 0).tcp_options(&options))
-            .rejected(Reason::NoEndpoint)
-            .shows(vip, a.at(40000));
-        assert_eq!(out.seen().bare_segment().unwrap(), (0, 8, tcp::RST | tcp::ACK));
-        assert_eq!(out.seen().to_mac, tests::packet::build::SOURCE_MAC, "back where it came from");
-        assert_eq!(w.entries(), 0);
-    }
-
-    BOTH a_reset_acknowledges_data_and_fin(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[]);
-        let syn_fin = tcp::SYN | tcp::FIN;
-        let out = w
-            .from_pod(&a, &Packet::tcp(a.at(40000), vip, syn_fin).numbers(u32::MAX, 0).data(&[0; 100]).padded(6))
-            .rejected(Reason::NoEndpoint);
-        assert_eq!(out.seen().bare_segment().unwrap(), (0, 101, tcp::RST | tcp::ACK), "and wraps");
-    }
-
-    BOTH a_datagram_to_a_service_without_endpoints_is_unreachable(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 53);
-        w.service(vip, 17, &[]);
-        let out = w.from_pod(&a, &Packet::udp(a.at(40000), vip)).rejected(Reason::NoEndpoint);
-        port_unreachable(&out);
-    }
-
-    BOTH a_ping_of_a_cluster_ip_is_unreachable(w) {
-        let a = w.pod(1);
-        let vip = w.family.cluster_ip(1);
-        w.cluster_ip(vip).unwrap();
-        let out = w.from_pod(&a, &Packet::ping(a.address, vip, 7)).rejected(Reason::NoServicePort);
-        port_unreachable(&out);
-    }
-
-    BOTH a_port_that_a_cluster_ip_has_not_is_refused_and_never_routed(w) {
-        let (a, b) = (w.pod(1), w.pod(2));
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[b.at(8080)]);
-        let other = at(vip.ip(), 81);
-        let out = w.from_pod(&a, &Packet::syn(a.at(40000), other).numbers(1, 0)).rejected(Reason::NoServicePort);
-        assert_eq!(out.seen().bare_segment().unwrap(), (0, 2, tcp::RST | tcp::ACK));
-        let out = w.from_pod(&a, &Packet::udp(a.at(40000), vip)).rejected(Reason::NoServicePort);
-        port_unreachable(&out);
-    }
-
-    BOTH a_packet_too_short_to_quote_is_dropped_with_its_reason(w) {
-        let a = w.pod(1);
-        let vip = w.family.cluster_ip(1);
-        w.cluster_ip(vip).unwrap();
-        w.from_pod(&a, &Packet::other(a.address, vip, 47).data(b"four"))
-            .dropped_untold(hook::FROM_POD, Reason::NoServicePort);
-    }
-
-    V4 a_datagram_with_ip_options_is_refused_without_an_answer(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 53);
-        w.service(vip, 17, &[]);
-        w.from_pod(&a, &Packet::udp(a.at(40000), vip).ip_options(&[1; 4]))
-            .dropped_untold(hook::FROM_POD, Reason::NoEndpoint);
-    }
-
-    V4 a_segment_with_ip_options_is_reset(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[]);
-        let out = w
-            .from_pod(&a, &Packet::syn(a.at(40000), vip).numbers(9, 0).ip_options(&[1; 12]).data(b"abc"))
-            .rejected(Reason::NoEndpoint);
-        assert_eq!(out.seen().bare_segment().unwrap(), (0, 13, tcp::RST | tcp::ACK));
-    }
-
     BOTH a_service_whose_endpoints_are_all_elsewhere_under_a_local_policy_drops(w) {
         let a = w.pod(1);
         let vip = at(w.family.cluster_ip(1), 80);
@@ -241,37 +165,6 @@ rows! {
         let vip = at(w.family.cluster_ip(1), 5000);
         w.service(vip, 132, &[b.at(5000)]);
         w.from_pod(&a, &Packet::sctp(a.at(4000), vip)).dropped(hook::FROM_POD, Reason::ServiceProtocol);
-    }
-
-    BOTH the_middle_of_an_unknown_connection_to_a_service_is_reset(w) {
-        let (a, b) = (w.pod(1), w.pod(2));
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[b.at(8080)]);
-        let out = w
-            .from_pod(&a, &Packet::ack(a.at(40000), vip).numbers(5, 77).data(b"more"))
-            .rejected(Reason::Midstream);
-        assert_eq!(out.seen().bare_segment().unwrap(), (77, 0, tcp::RST), "where the client expects it");
-        w.from_pod(&a, &Packet::tcp(a.at(40000), vip, tcp::RST))
-            .dropped_untold(hook::FROM_POD, Reason::Midstream);
-        assert_eq!(w.entries(), 0);
-    }
-
-    BOTH a_connection_whose_backend_is_gone_is_reset_and_connects_anew(w) {
-        let (a, b, c) = (w.pod(1), w.pod(2), w.pod(3));
-        let vip = at(w.family.cluster_ip(1), 80);
-        let service = w.service(vip, 6, &[b.at(8080), c.at(8080)]);
-        w.resize(&service, 1);
-        w.from_pod(&a, &Packet::syn(a.at(40000), vip)).delivered_to(&b);
-        w.from_pod(&b, &Packet::syn_ack(b.at(8080), a.at(40000))).delivered_to(&a);
-        w.slot(&service, 0, service.backends[1]);
-        w.backend(service.backends[0], |word| word.state = backend_state::GONE);
-        let out = w
-            .from_pod(&a, &Packet::ack(a.at(40000), vip).numbers(5, 99))
-            .rejected(Reason::BackendGone)
-            .shows(vip, a.at(40000));
-        assert_eq!(out.seen().bare_segment().unwrap(), (99, 0, tcp::RST));
-        assert_eq!(w.entries(), 0);
-        w.from_pod(&a, &Packet::syn(a.at(40001), vip)).delivered_to(&c);
     }
 
     BOTH a_syn_finds_another_backend_when_its_own_is_gone(w) {
@@ -437,55 +330,4 @@ rows! {
         w.service(vip, 6, &[b.at(8080)]);
         w.from_pod(&a, &Packet::syn(a.at(40000), vip).hops(1)).passes_untouched();
     }
-
-    BOTH refusals_are_limited_and_the_rest_is_dropped_with_the_same_reason(w) {
-        let a = w.pod(1);
-        let vip = at(w.family.cluster_ip(1), 80);
-        w.service(vip, 6, &[]);
-        // A tick of the clock between the two gives new budgets.
-        let out = attempts()
-            .map(|()| {
-                w.spend_budgets();
-                w.from_pod(&a, &Packet::syn(a.at(40000), vip))
-            })
-            .find(|out| out.counts.len() == 2)
-            .expect("a run within a tick");
-        out.dropped_untold(hook::FROM_POD, Reason::NoEndpoint)
-            .counted(Count::RejectSuppressed, 1)
-            .counted(Count::EventSuppressed, 1);
-    }
-}
-
-/// The packet out is a port unreachable about the packet in: RFC 792, RFC 4443 3.1.
-fn port_unreachable(out: &tests::packet::outcome::Outcome) {
-    let seen = out.seen();
-    let sent = &out.sent[14..];
-    let v4 = sent[0] >> 4 == 4;
-    let (header, protocol, kind) = if v4 {
-        (20, 1, [3, 3])
-    } else {
-        (40, 58, [1, 4])
-    };
-    assert_eq!(seen.protocol, protocol);
-    assert_eq!(seen.transport[..2], kind);
-    assert_eq!(seen.transport[4..8], [0; 4]);
-    assert_eq!(
-        seen.transport[8..],
-        sent[..header + 8],
-        "it quotes what was sent"
-    );
-    let ends = |b: &[u8]| {
-        if v4 {
-            (b[12..16].to_vec(), b[16..20].to_vec())
-        } else {
-            (b[8..24].to_vec(), b[24..40].to_vec())
-        }
-    };
-    let (source, destination) = ends(sent);
-    assert_eq!(ends(&out.frame[14..]), (destination, source));
-    assert_eq!(
-        seen.to_mac,
-        tests::packet::build::SOURCE_MAC,
-        "back where it came from"
-    );
 }

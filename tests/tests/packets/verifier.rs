@@ -8,8 +8,9 @@ use tests::packet::object;
 
 /// Instructions that the verifier may walk for a program that answers for established flows or belongs to sockets.
 const SHORT: u32 = 20_000;
-/// Programs that make flows, which are longer: every path of judging and translating is in them.
-const LONG: [&str; 2] = ["new_from_pod", "new_to_pod"];
+/// Programs that make flows, which are longer: every path of judging and translating is in them. And the one for ICMP errors, which does the work of
+/// three hooks for packets in packets: 14,000 on 6.18, not measured on 6.1.
+const LONG: [&str; 3] = ["new_from_pod", "new_to_pod", "icmp_error"];
 /// Instructions that the verifier may walk for one of [`LONG`], by the beginning of the kernel's release: what was measured (106,000
 /// on 6.1, before the programs' parts were walked by themselves; 31,000 on 6.18), and half as much again. The kernel's own limit is 1,000,000; older ones walk more of the same program, since
 /// they prune less.
@@ -43,7 +44,7 @@ fn every_program_passes_the_verifier_within_its_bound() {
     let mut ebpf: Ebpf = object::open(false).unwrap();
     let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();
-    assert_eq!(names.len(), 28, "{names:?}");
+    assert_eq!(names.len(), 29, "{names:?}");
     let check = |ebpf: &mut Ebpf, name: &str, set_retval: bool| {
         object::load_program(ebpf, name).unwrap_or_else(|error| panic!("{error:#}"));
         let count = verified(ebpf.program(name).unwrap());

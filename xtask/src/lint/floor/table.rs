@@ -98,6 +98,9 @@ pub(super) fn rows() -> Vec<Row> {
         helper(Func::BPF_FUNC_map_delete_elem, "map_delete_elem", (3, 19)),
         helper(Func::BPF_FUNC_get_prandom_u32, "get_prandom_u32", (4, 1)),
         helper(Func::BPF_FUNC_l4_csum_replace, "l4_csum_replace", (4, 1)),
+        helper(Func::BPF_FUNC_redirect, "redirect", (4, 2)),
+        // Of what stands in the packet; of other memory since 4.6.
+        helper(Func::BPF_FUNC_csum_diff, "csum_diff", (4, 9)),
         helper(Func::BPF_FUNC_tail_call, "tail_call", (4, 2)),
         helper(Func::BPF_FUNC_skb_load_bytes, "skb_load_bytes", (4, 5)),
         helper(Func::BPF_FUNC_skb_change_tail, "skb_change_tail", (4, 9)),
