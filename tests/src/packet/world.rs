@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, Fragment,
     FragmentKey, GroupEntry, Head, LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey,
-    ServiceEntry, ServiceKey, Share, Slot, Tuple, Verdict, address_kind, backend_state,
+    ServiceEntry, ServiceKey, Share, Slot, Timeouts, Tuple, Verdict, address_kind, backend_state,
     gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};

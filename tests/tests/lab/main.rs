@@ -15,6 +15,7 @@ mod icmp;
 mod late;
 mod node_parts;
 mod offloads;
+mod one_cgroup;
 mod policies;
 mod pressure;
 mod random;
