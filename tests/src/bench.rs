@@ -11,23 +11,24 @@
 //! runs have the others. Bars are shown beside the figures and fail nothing. What fails a run is a harness that did not measure what it
 //! says: packets that did not meet the programs, or met some where there should be none.
 
-mod bars;
-mod bpf;
-mod core;
-mod field;
-mod node;
-mod packet;
-mod population;
-mod report;
-mod rivals;
-mod runs;
-mod stats;
-mod svg;
-mod table;
-mod traffic;
-mod userspace;
-mod work;
-mod yaml;
+pub mod bars;
+pub mod bpf;
+
+pub mod field;
+pub mod node;
+pub mod offline;
+pub mod packet;
+pub mod population;
+pub mod report;
+pub mod rivals;
+pub mod runs;
+pub mod stats;
+pub mod svg;
+pub mod table;
+pub mod traffic;
+pub mod userspace;
+pub mod work;
+pub mod yaml;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use self::report::{Bar, Met, Report, Row};
-pub use self::stats::Summary;
+pub use self::report::Report;
 pub use self::table::table;
 pub use self::userspace::COLD_ARGUMENT;
 

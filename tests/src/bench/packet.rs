@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::bars;
 use super::bpf::{self, Place, REDIRECT, SHOT};
-use super::core::{self, Core};
 use super::node::Node;
+use super::offline::{self, Offline};
 use super::population::{
     DENIED_PORT, FIRST_PORT, OWN_CLUSTER_IP, OWN_SERVICE, Own, OwnService, PORTS, Size, others, own,
 };
@@ -89,7 +89,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Row>> {
 struct Scene {
     node: Node,
     // The maps' mirror: it holds what is in force.
-    _core: Core,
+    _agent: Offline,
     client: Place,
     server: Place,
     side: String,
@@ -127,20 +127,20 @@ impl Scene {
         let (client, server) = (place(links[1]), place(links[2]));
         let pods = [("client", CLIENT), ("server", SERVER)].map(|(name, address)| Own {
             name: name.to_owned(),
-            node: core::NODE.to_owned(),
+            node: offline::NODE.to_owned(),
             addresses: vec![address],
         });
-        let local = core::local(&[(client.ifindex, CLIENT), (server.ifindex, SERVER)]);
-        let mut core = Core::new(Box::new(datapath), local);
+        let local = offline::local(&[(client.ifindex, CLIENT), (server.ifindex, SERVER)]);
+        let mut agent = Offline::new(Box::new(datapath), local);
         let service = OwnService {
             name: OWN_SERVICE,
             address: OWN_CLUSTER_IP,
             server: &pods[1],
         };
-        core.start(others(size).chain(own(size, &pods, &[service])))?;
+        agent.start(others(size).chain(own(size, &pods, &[service])))?;
         Ok(Self {
             node,
-            _core: core,
+            _agent: agent,
             client,
             server,
             side: bars::in_force(size),

@@ -18,8 +18,8 @@ use sluice::datapath::memory::Memory;
 use sluice::model::{EndpointSlice, Object, Selector};
 
 use super::bars;
-use super::core::{self, Core, Took};
 use super::node::Node;
+use super::offline::{self, Offline, Took};
 use super::population::{
     OWN_NAMESPACE, Own, Size, alone, namespace, others, pod_in, policy_with, slices, spare_endpoint,
 };
@@ -99,7 +99,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Row>> {
 
 /// A started agent with something in force. The programs live as long as this.
 struct Started {
-    core: Core,
+    agent: Offline,
     _node: Option<Node>,
 }
 
@@ -111,15 +111,15 @@ fn start(on: On, objects: Vec<Object>) -> Result<(Started, Took)> {
             (Some(node), Box::new(datapath))
         }
     };
-    let mut core = Core::new(datapath, core::local(&[(LINK, POD)]));
-    let took = core.start(objects)?;
-    Ok((Started { core, _node: node }, took))
+    let mut agent = Offline::new(datapath, offline::local(&[(LINK, POD)]));
+    let took = agent.start(objects)?;
+    Ok((Started { agent, _node: node }, took))
 }
 
 fn own_objects(size: &Size) -> Vec<Object> {
     let server = Own {
         name: "server".to_owned(),
-        node: core::NODE.to_owned(),
+        node: offline::NODE.to_owned(),
         addresses: vec![POD],
     };
     alone(size, &server)
@@ -134,20 +134,20 @@ fn changes(on: On, effort: &Effort) -> Result<Vec<Row>> {
         .chain([namespace(CROWD, "team-0")])
         .chain(crowd);
     let (mut started, _) = start(on, objects.collect())?;
-    let core = &mut started.core;
+    let agent = &mut started.agent;
     let place = match on {
         On::Memory => "maps in memory",
         On::Kernel => "the kernel's maps",
     };
     let side = format!("{place}, {}", bars::in_force(&size));
-    let mut rows = endpoints(core, &size, effort.changes, &side, (None, bars::CPU))?;
+    let mut rows = endpoints(agent, &size, effort.changes, &side, (None, bars::CPU))?;
 
     let mut took = Vec::new();
     for number in 0..effort.changes {
         // Each version lets in another port, so what is in force differs each time.
         let version = u16::try_from(number % 50).unwrap_or(0) + 1;
         let changed = policy_with(OWN_NAMESPACE, &Selector::default(), 0, version);
-        took.push(changed_by(core, changed)?);
+        took.push(changed_by(agent, changed)?);
     }
     rows.extend(told(
         "one policy of the node's pods changed",
@@ -160,7 +160,7 @@ fn changes(on: On, effort: &Effort) -> Result<Vec<Row>> {
     for number in 0..effort.relabels {
         // Ten teams: policies speak of each.
         let team = format!("team-{}", (number + 1) % 10);
-        took.push(changed_by(core, namespace(CROWD, &team))?);
+        took.push(changed_by(agent, namespace(CROWD, &team))?);
     }
     let what = format!("a namespace of {CROWD_PODS} pods relabelled");
     rows.extend(told(&what, &side, &took, (None, None)));
@@ -174,12 +174,12 @@ fn largest(effort: &Effort) -> Result<Vec<Row>> {
     let (mut started, _) = start(On::Kernel, objects.collect())?;
     let side = "the kernel's maps, 10,000 services, 250,000 endpoints";
     let bars = (bars::LIVE, bars::CPU);
-    endpoints(&mut started.core, &size, effort.changes, side, bars)
+    endpoints(&mut started.agent, &size, effort.changes, side, bars)
 }
 
 /// An endpoint comes to a service, and goes: a change each.
 fn endpoints(
-    core: &mut Core,
+    agent: &mut Offline,
     size: &Size,
     changes: u32,
     side: &str,
@@ -200,14 +200,14 @@ fn endpoints(
         } else {
             Object::EndpointSlice(before)
         };
-        took.push(changed_by(core, changed)?);
+        took.push(changed_by(agent, changed)?);
     }
     Ok(told("one endpoint changed", side, &took, bars))
 }
 
-fn changed_by(core: &mut Core, object: Object) -> Result<Took> {
+fn changed_by(agent: &mut Offline, object: Object) -> Result<Took> {
     let what = object.id();
-    let took = core.change([object])?;
+    let took = agent.change([object])?;
     // A change that changes nothing would be the fastest of all.
     ensure!(took.writes > 0, "the change of {what} wrote nothing");
     Ok(took)
@@ -278,13 +278,13 @@ pub fn cold(size: &Size) -> Result<Cold> {
     let began = std::time::Instant::now();
     let (node, datapath) = Node::load()?;
     let load = began.elapsed();
-    let mut core = Core::new(Box::new(datapath), core::local(&[(LINK, POD)]));
-    let took = core.start(objects)?;
+    let mut agent = Offline::new(Box::new(datapath), offline::local(&[(LINK, POD)]));
+    let took = agent.start(objects)?;
     let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let memory = |name| bytes_of(&status, name).with_context(|| format!("no {name} in /proc"));
     let (resident, peak) = (memory("VmRSS:")?, memory("VmHWM:")?);
     // Both are part of what is resident.
-    drop((core, node));
+    drop((agent, node));
     Ok(Cold {
         whole: took.whole.as_secs_f64(),
         compile: took.compile.as_secs_f64(),
@@ -413,11 +413,11 @@ mod tests {
         };
         let objects = others(&size).chain(own_objects(&size));
         let (mut started, _) = start(On::Memory, objects.collect()).unwrap();
-        let rows = endpoints(&mut started.core, &size, 8, "", (None, None)).unwrap();
+        let rows = endpoints(&mut started.agent, &size, 8, "", (None, None)).unwrap();
         assert_eq!(rows.len(), 6);
         for version in 1..4 {
             let changed = policy_with(OWN_NAMESPACE, &Selector::default(), 0, version);
-            changed_by(&mut started.core, changed).unwrap();
+            changed_by(&mut started.agent, changed).unwrap();
         }
     }
 

@@ -61,7 +61,7 @@ impl Datapath for Noting {
 }
 
 /// An agent without sources, links and clock.
-pub struct Core {
+pub struct Offline {
     cluster: Cluster,
     local: Local,
     compiler: Compiler,
@@ -78,7 +78,7 @@ pub fn cpu() -> Result<Duration> {
     Ok(Duration::from(time))
 }
 
-impl Core {
+impl Offline {
     /// An agent that knows nothing, over a datapath, on a node with these links of pods.
     pub fn new(datapath: Box<dyn Datapath>, local: Local) -> Self {
         Self {
@@ -106,7 +106,7 @@ impl Core {
     /// Takes changed objects in, as one batch, and puts them in force.
     ///
     /// # Errors
-    /// As [`Core::start`].
+    /// As [`Offline::start`].
     pub fn change(&mut self, objects: impl IntoIterator<Item = Object>) -> Result<Took> {
         ensure!(self.planner.is_some(), "it has not started");
         self.take(objects)
@@ -241,27 +241,27 @@ mod tests {
             node: NODE.to_owned(),
             addresses: vec!["10.244.1.3".parse().unwrap()],
         };
-        let mut core = Core::new(Box::new(Memory::new()), local(&[(7, server.addresses[0])]));
+        let mut agent = Offline::new(Box::new(Memory::new()), local(&[(7, server.addresses[0])]));
         let objects = others(&size).chain(alone(&size, &server));
-        let began = core.start(objects).unwrap();
+        let began = agent.start(objects).unwrap();
         assert!(
             began.whole >= began.compile && began.writes > 200,
             "{began:?}"
         );
-        let contents = core.contents().unwrap();
+        let contents = agent.contents().unwrap();
         // Ports of the own service in two protocols, and one of each other.
         assert_eq!(contents.services.len(), 16 + 20);
         assert!(!contents.rules.is_empty());
         assert_eq!(contents.pods.len(), 1);
 
         // The same again is no change.
-        assert_eq!(core.change([service(3)]).unwrap().writes, 0);
+        assert_eq!(agent.change([service(3)]).unwrap().writes, 0);
         let Object::EndpointSlice(slice) = slices(&size, 3).remove(0) else {
             panic!("a slice");
         };
         let mut slice = (*slice).clone();
         slice.endpoints.pop();
-        let took = core
+        let took = agent
             .change([Object::EndpointSlice(std::sync::Arc::new(slice))])
             .unwrap();
         assert!((1..10).contains(&took.writes), "{took:?}");
