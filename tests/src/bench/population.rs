@@ -250,7 +250,7 @@ fn tcp(first: u16, last: u16) -> Option<Vec<PortMatch>> {
 
 /// Policy `number`: a peer by labels and a port; one in four speaks of a CIDR, too, every other also of egress.
 pub fn policy(number: u32) -> Object {
-    let own = number % OWN_POLICIES == 0;
+    let own = number.is_multiple_of(OWN_POLICIES);
     let (namespace, selector) = if own {
         (OWN_NAMESPACE.to_owned(), Selector::default())
     } else {
@@ -328,7 +328,7 @@ fn own_service(service: &OwnService<'_>) -> [Object; 2] {
     let ports: Vec<(Text, Protocol, u16)> = both
         .iter()
         .flat_map(|(protocol, name)| {
-            let named = |port| (intern(&format!("{name}-{port}")), *protocol, port);
+            let named = move |port| (intern(&format!("{name}-{port}")), *protocol, port);
             numbers.clone().map(named)
         })
         .collect();
