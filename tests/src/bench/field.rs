@@ -1,10 +1,8 @@
 //! The lab of the bench: plain nodes with no agent, and nodes with one, all alike otherwise; and who calls whom.
 //!
 //! ```text
-//! plain:     client a -> server a     client b -> server b      (the pair of pairs is the noise)
-//!            client a -> far a        client b -> far b         (on another plain node)
-//! a cluster: client -> server, by address and by ClusterIP
-//!            client -> far, likewise, on another node with its agent
+//! plain:     two clients, each to its own server; two, each to a server on another plain node (the second of each is the noise)
+//! a cluster: two clients to one server, by address and by ClusterIP; two to one on another node with its agent
 //! ```
 
 use std::collections::BTreeMap;
@@ -166,18 +164,19 @@ impl Field {
         let (mut sides, mut bound) = (Vec::new(), Bound::new());
         let near = lab.node("plain-1")?;
         let far = lab.node("plain-2")?;
-        let names = ["client-a", "client-b", "server-a", "server-b"];
-        let mut plain: Vec<Pod> = names
-            .iter()
-            .map(|name| near.pod(name))
-            .collect::<Result<_>>()?;
-        for name in ["far-a", "far-b"] {
-            plain.push(far.pod(name)?);
-        }
-        for (place, servers) in [(Where::Same, 2), (Where::Across, 4)] {
-            for (number, way) in [Way::PlainA, Way::PlainB].into_iter().enumerate() {
-                let (client, server) = (&plain[number], &plain[servers + number]);
-                sides.push(side((place, way, None), client, server, None, &mut bound)?);
+        let mut plain = Vec::new();
+        for (place, node) in [(Where::Same, &near), (Where::Across, &far)] {
+            for (way, pair) in [(Way::PlainA, "a"), (Way::PlainB, "b")] {
+                let client = near.pod(&format!("client-{pair}{}", plain.len()))?;
+                let server = node.pod(&format!("server-{pair}{}", plain.len()))?;
+                sides.push(side(
+                    (place, way, None),
+                    &client,
+                    &server,
+                    None,
+                    &mut bound,
+                )?);
+                plain.extend([client, server]);
             }
         }
         let mut clusters = Vec::new();
@@ -211,22 +210,44 @@ fn cluster(
     bound: &mut Bound,
 ) -> Result<Cluster> {
     let near = lab.node(&format!("node-{number}a"))?;
-    let mut near_pods = vec![near.pod("client")?, near.pod("server")?];
-    let far = wanted.across.then(|| lab.node(&format!("node-{number}b")));
-    let far = far.transpose()?;
+    let server = near.pod("server")?;
+    let far = wanted
+        .across
+        .then(|| lab.node(&format!("node-{number}b")))
+        .transpose()?;
     let far_pod = far.as_ref().map(|node| node.pod("far")).transpose()?;
+    let mut clients = Vec::new();
+    let mut called = vec![(Where::Same, &server, OWN_CLUSTER_IP)];
+    called.extend(
+        far_pod
+            .as_ref()
+            .map(|pod| (Where::Across, pod, FAR_CLUSTER_IP)),
+    );
+    for (place, server, service) in called {
+        for (way, to) in [(Way::Address, None), (Way::Service, Some(service))] {
+            // Each its own: what one has opened takes nothing of another's share of the table of flows.
+            let client = near.pod(&format!("client-{}", clients.len()))?;
+            let how = (place, way, Some(number));
+            sides.push(side(how, &client, server, to, bound)?);
+            clients.push(client);
+        }
+    }
 
     let dir = ManifestDir::create(lab.dir(), &format!("manifests-{number}"))?;
     for node in std::iter::once(&near).chain(&far) {
         dir.put(&manifests::node(node, &[]))?;
     }
-    let pods: Vec<Own> = near_pods.iter().chain(&far_pod).map(own_of).collect();
+    let mut near_pods = clients;
+    near_pods.push(server);
+    let mut pods: Vec<Own> = near_pods.iter().map(own_of).collect();
+    let own_server = pods.len() - 1;
+    pods.extend(far_pod.as_ref().map(own_of));
     let mut services = vec![OwnService {
         name: OWN_SERVICE,
         address: OWN_CLUSTER_IP,
-        server: &pods[1],
+        server: &pods[own_server],
     }];
-    services.extend(pods.get(2).map(|server| OwnService {
+    services.extend(pods.get(own_server + 1).map(|server| OwnService {
         name: FAR_SERVICE,
         address: FAR_CLUSTER_IP,
         server,
@@ -236,19 +257,7 @@ fn cluster(
         .collect();
     dir.put_file("all.yaml", &yaml::text(&objects))?;
 
-    let mut all = vec![(Where::Same, &near_pods[1], OWN_CLUSTER_IP)];
-    all.extend(
-        far_pod
-            .as_ref()
-            .map(|pod| (Where::Across, pod, FAR_CLUSTER_IP)),
-    );
-    for (place, server, service) in all {
-        for (way, to) in [(Way::Address, None), (Way::Service, Some(service))] {
-            let how = (place, way, Some(number));
-            sides.push(side(how, &near_pods[0], server, to, bound)?);
-        }
-    }
-    let mut nodes = vec![serve(near, std::mem::take(&mut near_pods), &dir)?];
+    let mut nodes = vec![serve(near, near_pods, &dir)?];
     if let (Some(node), Some(pod)) = (far, far_pod) {
         nodes.push(serve(node, vec![pod], &dir)?);
     }

@@ -7,12 +7,12 @@ use super::report::{Bar, Met, Report, Row};
 use super::table::figure;
 
 /// Everything in pixels.
-const WIDTH: f64 = 1_000.0;
+const WIDTH: f64 = 1_200.0;
 const ROW: f64 = 18.0;
 const HEAD: f64 = 30.0;
 const MARGIN: f64 = 16.0;
 /// Where bars begin, and how long the longest may be.
-const LEFT: f64 = 440.0;
+const LEFT: f64 = 640.0;
 const LENGTH: f64 = 430.0;
 /// The ratios that the axis shows, at least.
 const LEAST: f64 = 0.6;

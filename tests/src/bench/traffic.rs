@@ -228,13 +228,20 @@ pub(super) fn rounds(
 ) -> Result<Figures> {
     ensure!(!sides.is_empty(), "no side was asked for");
     let mut figures = Figures(vec![Default::default(); sides.len()]);
-    for round in 0..rounds {
-        for (number, work) in Work::ALL.into_iter().enumerate() {
-            for turn in 0..sides.len() {
-                // Each side comes first, last and between the others in turn.
-                let at = (turn + round) % sides.len();
-                let done = worker.run(&job(&sides[at], work, window))?;
-                figures.0[at][number].push(done.rate(work));
+    // What fills the tables of flows comes last: who comes after it would be measured on full ones.
+    let works: Vec<(usize, Work)> = Work::ALL.into_iter().enumerate().collect();
+    let (others, filling): (Vec<_>, Vec<_>) = works
+        .into_iter()
+        .partition(|(_, work)| *work != Work::FreshPorts);
+    for works in [others, filling] {
+        for round in 0..rounds {
+            for (number, work) in &works {
+                for turn in 0..sides.len() {
+                    // Each side comes first, last and between the others in turn.
+                    let at = (turn + round) % sides.len();
+                    let done = worker.run(&job(&sides[at], *work, window))?;
+                    figures.0[at][*number].push(done.rate(*work));
+                }
             }
         }
     }
