@@ -344,17 +344,23 @@ fn block(program: BorrowedFd<'_>, place: Place, frames: &[Vec<u8>], verdict: i32
     Ok(Runs::of(program)?.since(before))
 }
 
-/// SYN `number`: the client's port and the server's tell it from all others.
+/// SYN `number`.
 fn fresh_syn(number: u32, called: IpAddr) -> Result<Vec<u8>> {
+    let (from, to) = fresh_ports(number, called)?;
+    let (client, called) = (SocketAddr::new(CLIENT, from), SocketAddr::new(called, to));
+    Ok(Packet::syn(client, called).bytes())
+}
+
+/// The client's port of SYN `number`, and the server's, which tell it from all others.
+fn fresh_ports(number: u32, called: IpAddr) -> Result<(u16, u16)> {
     let first = if called == SERVER {
         FRESH_DIRECT
     } else {
         FRESH_SERVICE
     };
-    let port = u16::try_from(first + number % FRESH)?;
+    let from = u16::try_from(first + number % FRESH)?;
     let to = FIRST_PORT + u16::try_from(number / FRESH % u32::from(PORTS))?;
-    let client = SocketAddr::new(CLIENT, port);
-    Ok(Packet::syn(client, SocketAddr::new(called, to)).bytes())
+    Ok((from, to))
 }
 
 #[cfg(test)]
@@ -367,10 +373,10 @@ mod tests {
     fn no_two_syns_are_the_same() {
         let syns = Effort::WHOLE.syns;
         for called in [SERVER, OWN_CLUSTER_IP] {
-            let frames: BTreeSet<Vec<u8>> = (0..syns)
-                .map(|number| fresh_syn(number, called).unwrap())
+            let ports: BTreeSet<(u16, u16)> = (0..syns)
+                .map(|number| fresh_ports(number, called).unwrap())
                 .collect();
-            assert_eq!(frames.len(), syns as usize);
+            assert_eq!(ports.len(), syns as usize);
         }
         // Nor are they of a flow that stands, or of the other kind.
         const { assert!(FRESH_DIRECT > SERVICE_PORT as u32) };
