@@ -300,7 +300,7 @@ impl Job {
         self.repeat(|_| {
             let client = UdpSocket::bind(self.any())?;
             client.connect(self.called(FIRST_PORT))?;
-            client.set_read_timeout(Some(PATIENCE))?;
+            // No timeout: setting it would be a call a datagram. Who asked for the work does not wait for ever.
             ask(&client, &self.servers.udp, &mut message)
         })
     }
