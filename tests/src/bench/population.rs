@@ -264,9 +264,15 @@ pub fn policy(number: u32) -> Object {
 pub fn policy_with(namespace: &str, selector: &Selector, number: u32, version: u16) -> Object {
     let app = format!("app-{}", (number * 7 + 3) % APPS);
     let team = format!("team-{}", number % TEAMS);
+    // One in a hundred lets all pods of a team in: what a team is then concerns each of them.
+    let pods = if number.is_multiple_of(2 * OWN_POLICIES) {
+        Selector::default()
+    } else {
+        is("app", &app)
+    };
     let mut peers = vec![Peer::Pods {
         namespaces: Some(is("team", &team)),
-        pods: is("app", &app),
+        pods,
     }];
     if number.is_multiple_of(4) {
         let [_, _, high, low] = number.to_be_bytes();

@@ -128,11 +128,11 @@ fn own_objects(size: &Size) -> Vec<Object> {
 /// One endpoint, one policy, one namespace, with 10,000 services and 1,000 policies in force.
 fn changes(on: On, effort: &Effort) -> Result<Vec<Row>> {
     let size = Size::FULL;
-    let crowd = (CROWD_FIRST..CROWD_FIRST + CROWD_PODS).map(|n| pod_in(CROWD, n));
+    let pods = (CROWD_FIRST..CROWD_FIRST + CROWD_PODS).map(|n| pod_in(CROWD, n));
     let objects = others(&size)
         .chain(own_objects(&size))
-        .chain([namespace(CROWD, "team-0")])
-        .chain(crowd);
+        .chain([crowd(0)])
+        .chain(pods);
     let (mut started, _) = start(on, objects.collect())?;
     let agent = &mut started.agent;
     let place = match on {
@@ -158,13 +158,23 @@ fn changes(on: On, effort: &Effort) -> Result<Vec<Row>> {
 
     took.clear();
     for number in 0..effort.relabels {
-        // Ten teams: policies speak of each.
-        let team = format!("team-{}", (number + 1) % 10);
-        took.push(changed_by(agent, namespace(CROWD, &team))?);
+        took.push(changed_by(agent, crowd(number + 1))?);
     }
     let what = format!("a namespace of {CROWD_PODS} pods relabelled");
     rows.extend(told(&what, &side, &took, (None, None)));
     Ok(rows)
+}
+
+/// The crowded namespace, in turns of a team that the node's policies speak of and of one that they do not.
+fn crowd(number: u32) -> Object {
+    namespace(
+        CROWD,
+        if number.is_multiple_of(2) {
+            "team-0"
+        } else {
+            "team-1"
+        },
+    )
 }
 
 /// One endpoint among 250,000.
@@ -418,6 +428,12 @@ mod tests {
         for version in 1..4 {
             let changed = policy_with(OWN_NAMESPACE, &Selector::default(), 0, version);
             changed_by(&mut started.agent, changed).unwrap();
+        }
+        // Of all pods of the namespace, or there would be nothing to write.
+        let pods = (0..8).map(|n| pod_in(CROWD, CROWD_FIRST + n));
+        started.agent.change(pods.chain([crowd(0)])).unwrap();
+        for number in 1..4 {
+            changed_by(&mut started.agent, crowd(number)).unwrap();
         }
     }
 
