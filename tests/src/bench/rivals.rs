@@ -135,7 +135,11 @@ async fn beside(
         for (number, (proxy, place)) in proxies.iter().zip(&served).enumerate() {
             proxy.wait(place.pods[0].netns(), cluster_ip(number))?;
         }
-        mismatches.extend(check(&plain.pods, &sides, &worker)?);
+        let pods: Vec<&Pod> = std::iter::once(&plain)
+            .chain(&served)
+            .flat_map(|place| &place.pods)
+            .collect();
+        mismatches.extend(check(&pods, &sides, &worker)?);
         let figures = rounds(&sides, &worker, effort.rounds, effort.window)?;
         rows.extend(told(&sides, &figures, services));
     }
@@ -169,27 +173,13 @@ fn side(way: Way, client: &Pod, server: &Pod, to: IpAddr) -> Result<Side> {
 }
 
 /// None of our programs may be on the way, neither of plain packets nor of kube-proxy's.
-fn check(plain: &[Pod], sides: &[Side], worker: &Worker) -> Result<Vec<String>> {
+fn check(pods: &[&Pod], sides: &[Side], worker: &Worker) -> Result<Vec<String>> {
     let _counting = runs::count()?;
     let mut mismatches = Vec::new();
     for side in sides {
         for work in Work::ALL {
             let job = job(side, work, CHECK);
-            // Packets of plain pods are counted; of the others it is enough that nobody ran.
-            let pods = if side.way == Way::Service {
-                None
-            } else {
-                Some(plain)
-            };
-            let wrong = match pods {
-                Some(pods) => check_plain(pods, worker, &job)?,
-                None => {
-                    let before = runs::of_all_classifiers()?;
-                    worker.run(&job)?;
-                    let ran = runs::of_all_classifiers()? - before;
-                    (ran > 0).then(|| format!("{ran} runs of programs on kube-proxy's node"))
-                }
-            };
+            let wrong = check_plain(pods, worker, &job)?;
             mismatches
                 .extend(wrong.map(|what| format!("kube-proxy, {work}, {}: {what}", side.way)));
         }

@@ -1,6 +1,7 @@
 //! What the kernel counts of programs: how often they ran, and for how long. It counts while somebody asks it to (`BPF_ENABLE_STATS`,
 //! Linux 5.8), which costs each run two readings of the clock: so the windows that are timed run without it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -106,22 +107,35 @@ impl Pinned {
     }
 }
 
-/// How often all classifiers of this machine ran so far, whoever loaded them.
-///
-/// # Errors
-/// The kernel does not tell.
-pub fn of_all_classifiers() -> Result<u64> {
-    let mut count = 0;
-    for info in loaded_programs() {
-        let info = info.context("listing the programs")?;
-        // One that went meanwhile runs no more.
-        let Ok(fd) = info.fd() else { continue };
-        let (kind, runs) = read(fd.as_fd())?;
-        if kind == CLASSIFIER {
-            count += runs.count;
+/// How often each classifier of this machine ran so far, whoever loaded it, by its number.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Classifiers(BTreeMap<u32, u64>);
+
+impl Classifiers {
+    /// Reads them all.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn read() -> Result<Self> {
+        let mut counts = BTreeMap::new();
+        for info in loaded_programs() {
+            let info = info.context("listing the programs")?;
+            // One that went meanwhile runs no more.
+            let Ok(fd) = info.fd() else { continue };
+            let (kind, runs) = read(fd.as_fd())?;
+            if kind == CLASSIFIER {
+                counts.insert(info.id(), runs.count);
+            }
         }
+        Ok(Self(counts))
     }
-    Ok(count)
+
+    /// Runs since an earlier reading; those of programs that went meanwhile are lost.
+    pub fn since(&self, earlier: &Self) -> u64 {
+        let before = |id| earlier.0.get(id).copied().unwrap_or(0);
+        let runs = self.0.iter();
+        runs.map(|(id, now)| now.saturating_sub(before(id))).sum()
+    }
 }
 
 #[cfg(test)]
@@ -146,5 +160,13 @@ mod tests {
             [(2, 100), (12, 1_100)].map(|(count, nanoseconds)| Runs { count, nanoseconds });
         assert!((after.since(before).each() - 100.0).abs() < 1e-9);
         assert!(before.since(before).each().abs() < 1e-9);
+    }
+
+    #[test]
+    fn programs_that_come_and_go_do_not_confuse_the_count() {
+        let counts = |all: &[(u32, u64)]| Classifiers(all.iter().copied().collect());
+        let before = counts(&[(1, 10), (2, 500)]);
+        assert_eq!(counts(&[(1, 10), (3, 0)]).since(&before), 0);
+        assert_eq!(counts(&[(1, 12), (3, 5)]).since(&before), 7);
     }
 }

@@ -275,7 +275,9 @@ pub struct Cold {
     pub writes: u64,
     /// Resident memory then, in bytes.
     pub resident: u64,
-    /// The most that it ever was, in bytes.
+    /// Of it, what is the process's own: without the file it runs from and the maps that it has mapped.
+    pub own: u64,
+    /// The most that was ever resident, in bytes.
     pub peak: u64,
 }
 
@@ -292,7 +294,8 @@ pub fn cold(size: &Size) -> Result<Cold> {
     let took = agent.start(objects)?;
     let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let memory = |name| bytes_of(&status, name).with_context(|| format!("no {name} in /proc"));
-    let (resident, peak) = (memory("VmRSS:")?, memory("VmHWM:")?);
+    let [resident, own, peak] = ["VmRSS:", "RssAnon:", "VmHWM:"].map(memory);
+    let (resident, own, peak) = (resident?, own?, peak?);
     // Both are part of what is resident.
     drop((agent, node));
     Ok(Cold {
@@ -302,6 +305,7 @@ pub fn cold(size: &Size) -> Result<Cold> {
         load: load.as_secs_f64(),
         writes: took.writes,
         resident,
+        own,
         peak,
     })
 }
@@ -357,6 +361,11 @@ fn cold_starts(
         row("cold start: writes", "", &writes),
         row("maps and programs loaded", "s", &|c| c.load),
         row("resident after it", "MiB", &|c| mebibytes(c.resident)).map(|row| row.bar(memory)),
+        row(
+            "of it its own, without mapped files and maps",
+            "MiB",
+            &|c| mebibytes(c.own),
+        ),
         row("resident at most", "MiB", &|c| mebibytes(c.peak)),
     ]
     .into_iter()
