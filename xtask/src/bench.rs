@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::build::AGENT;
-use crate::run::{become_process, programs_directory};
+use crate::run::become_process;
 use crate::setup::{self, Need};
 use crate::{shell, workspace};
 
@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     build.args(["--bin", "bench"]);
     shell::run(setup::with_ebpf_toolchain(&mut build))?;
 
-    let release = programs_directory();
+    let release = workspace::target().join("release");
     let mut bench = shell::as_root(release.join("bench"))?;
     bench
         .current_dir(workspace::root())
