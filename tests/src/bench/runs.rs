@@ -132,7 +132,7 @@ impl Classifiers {
 
     /// Runs since an earlier reading; those of programs that went meanwhile are lost.
     pub fn since(&self, earlier: &Self) -> u64 {
-        let before = |id| earlier.0.get(id).copied().unwrap_or(0);
+        let before = |id: &u32| earlier.0.get(id).copied().unwrap_or(0);
         let runs = self.0.iter();
         runs.map(|(id, now)| now.saturating_sub(before(id))).sum()
     }
