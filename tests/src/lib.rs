@@ -2,12 +2,14 @@
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
 //! [`tour`] is what `cargo xtask run` shows in it;
+//! [`bench`] measures what packets, changes and starts cost;
 //! [`soak`] holds two nodes under random changes, kills and traffic against the oracle;
 //! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
 //! [`packet`] runs single packets through the programs;
 //! [`scenario`] runs manifests through the whole agent over maps in memory;
 //! [`dice`] are the random numbers of those that choose by themselves.
 
+pub mod bench;
 pub mod controlplane;
 pub mod dice;
 pub mod lab;

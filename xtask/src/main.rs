@@ -2,6 +2,7 @@
 //!
 //! One file per command. What a command needs from the machine is asked of [`setup`], which finds or installs it.
 
+mod bench;
 mod build;
 mod lint;
 mod mutants;
@@ -30,6 +31,7 @@ enum Command {
     Build(build::Arguments),
     Run(run::Arguments),
     Soak(soak::Arguments),
+    Bench(bench::Arguments),
     Test(test::Arguments),
     Lint(lint::Arguments),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lint(arguments) => lint::run(&arguments),
     };
