@@ -74,6 +74,9 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> R
     if flow.flags & flow_flag::TRANSLATE == 0 {
         return Rewritten::Done;
     }
+    if flow.flags & flow_flag::REPLY != 0 && crate::mutant::removed!("replies-as-they-are") {
+        return Rewritten::Done;
+    }
     let (offset, mangled) = match kind {
         protocol::TCP => (l4 + 16, 0),
         protocol::UDP => (l4 + 6, BPF_F_MARK_MANGLED_0 as u64),
@@ -91,7 +94,9 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> R
         {
             return Rewritten::Failed;
         }
-        if bpf_l4_csum_replace(ctx.skb.skb, offset, 0, flow.port_delta as u64, mangled) != 0 {
+        if !crate::mutant::removed!("no-port-delta")
+            && bpf_l4_csum_replace(ctx.skb.skb, offset, 0, flow.port_delta as u64, mangled) != 0
+        {
             return Rewritten::Failed;
         }
     }

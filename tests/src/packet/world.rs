@@ -426,7 +426,7 @@ impl World {
         self.next_identity
     }
 
-    fn address(
+    pub(super) fn address(
         &mut self,
         address: IpAddr,
         kind: u8,
