@@ -114,7 +114,7 @@ impl Machine {
     ///
     /// # Errors
     /// The kernel refuses the reading.
-    pub fn finish(mut self, coverage: &mut Coverage) -> Result<Option<Difference>> {
+    pub fn finish(self, coverage: &mut Coverage) -> Result<Option<Difference>> {
         let difference = match self.tables_differ()? {
             Some(difference) => Some(difference),
             None => self.counters_differ(coverage)?,

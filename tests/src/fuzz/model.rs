@@ -6,11 +6,11 @@
 //! - [`cluster`]: who is who, services and backends, as they were told.
 //! - [`policy`]: what a pod may send and take.
 //! - [`flows`]: the two tables of flows: which entry a packet finds, when it holds, when it is over.
-//! - [`open`]: a new flow: its backend, its judgement, its entries.
-//! - [`hooks`]: the path of a packet through each hook.
-//! - [`unknown`]: packets whose flow cannot be told, by today's rule: dropped where policy is in force or a ClusterIP is the target, left
+//! - `open`: a new flow: its backend, its judgement, its entries.
+//! - `hooks`: the path of a packet through each hook.
+//! - `unknown`: packets whose flow cannot be told, by today's rule: dropped where policy is in force or a ClusterIP is the target, left
 //!   to the stack elsewhere. Who gives fragments, extension headers or ICMP errors a flow puts it there.
-//! - [`refuse`]: the answer that a refused packet is turned into.
+//! - `refuse`: the answer that a refused packet is turned into.
 
 pub mod cluster;
 pub mod flows;

@@ -65,8 +65,8 @@ impl World {
     /// # Errors
     /// The kernel refuses the reading.
     pub fn tables(&self) -> Result<[Vec<(Tuple, Flow)>; 2]> {
-        let answered = self.conntrack.iter().collect::<Result<_, _>>()?;
-        let waiting = self.unreplied.iter().collect::<Result<_, _>>()?;
+        let answered = self.conntrack.iter().collect::<Result<Vec<_>, _>>()?;
+        let waiting = self.unreplied.iter().collect::<Result<Vec<_>, _>>()?;
         Ok([answered, waiting])
     }
 

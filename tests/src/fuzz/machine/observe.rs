@@ -78,11 +78,9 @@ impl Machine {
                 half.new_from.port(),
             ))
         };
-        let known = matches!(wire.kind, Kind::Unknown(_))
-            || self.model.flows.answered.contains_key(&wire.ends)
-            || observed.verdict == Some(Verdict::Drop);
+        let none = matches!(wire.kind, Kind::Unknown(_)) || observed.verdict == Some(Verdict::Drop);
         Chance {
-            made: if known {
+            made: if none {
                 None
             } else {
                 made(wire.ends).or_else(|| made(wire.ends.turned()))

@@ -1,12 +1,15 @@
 //! The path of a packet through each hook (ARCHITECTURE.md, "The path of a packet").
 
-use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook};
+use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits};
 
 use super::super::wire::{self, Ends, Kind};
 use super::flows::{Half, reopens};
 use super::open::{Opened, Opening};
 use super::policy::Question;
 use super::{Arrival, Expected, Model, Told, Verdict};
+
+/// Tail calls that the kernel allows one packet (`MAX_TAIL_CALL_CNT`).
+const ROUNDS: u64 = 33;
 
 impl Model {
     /// What must become of a packet; the model has seen it then.
@@ -354,6 +357,9 @@ impl Model {
         if !self.flows.waiting.contains_key(&at.wire.ends) {
             return self.see(at);
         }
+        // Each time a backend is chosen anew, where the packet is for a service.
+        self.count_between(Count::BackendChosen, 0, ROUNDS);
+        self.count_between(Count::Clash, 0, ROUNDS * u64::from(limits::BACKEND_TRIES));
         Expected {
             told: None,
             ..self.drops(at, Reason::RewriteFailed)

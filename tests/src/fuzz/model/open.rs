@@ -60,7 +60,7 @@ impl Model {
         let plain = Half::plain(ends);
         let Some(frontend) = self.cluster.frontend(ends, has_ports(ends.protocol)) else {
             if self.free(at, ends, &plain) {
-                self.clear(at, ends, &plain);
+                self.clear(ends, &plain);
                 return Ok(plain);
             }
             self.count(Count::Clash, 1);
@@ -94,7 +94,7 @@ impl Model {
             .iter()
             .any(|other| !self.free(at, ends, &self.pointed(ends, frontend.pool, *other)));
         if self.free(at, ends, &half) && !self.moved_port(at, ends) {
-            self.clear(at, ends, &half);
+            self.clear(ends, &half);
             let most = if clashes {
                 limits::BACKEND_TRIES - 1
             } else {
@@ -133,8 +133,7 @@ impl Model {
             *self.tally.vague.entry(at.hook).or_default() += 1;
             let denied = alive.iter().copied().find(|number| {
                 let mut half = self.pointed(opening.ends, pool, *number);
-                self.judge(&question(opening, &half.clone()), &mut half)
-                    .is_err()
+                self.judge(&question(opening, &half), &mut half).is_err()
             });
             return denied.or_else(|| alive.first().copied());
         }
@@ -189,7 +188,7 @@ impl Model {
         if !self.free(at, ends, &half) {
             return Err(Reason::PortClash);
         }
-        self.clear(at, ends, &half);
+        self.clear(ends, &half);
         Ok(half)
     }
 
@@ -206,7 +205,7 @@ impl Model {
     }
 
     /// Removes what is left of flows that are over and whose answers look like this one's.
-    fn clear(&mut self, _at: &Arrival<'_>, ends: Ends, half: &Half) {
+    fn clear(&mut self, ends: Ends, half: &Half) {
         let answers = half.partner(ends.protocol);
         if let Some(found) = self.flows.answered.get(&answers).copied() {
             self.flows.answered.remove(&found.partner(ends.protocol));
