@@ -463,3 +463,81 @@ pub fn datagram(macs: &[u8], from: IpAddr, to: IpAddr, protocol: u8, transport: 
     frame.extend(transport);
     frame
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::address::{Family, at};
+    use crate::packet::build::Packet;
+
+    fn packets(family: Family) -> Vec<Vec<u8>> {
+        let (a, b) = (at(family.pod(1), 40_000), at(family.pod(2), 53));
+        [
+            Packet::syn(a, b).data(b"odd"),
+            Packet::udp(a, b).data(b"odd"),
+            Packet::sctp(a, b),
+            Packet::ping(a.ip(), b.ip(), 7),
+            Packet::other(a.ip(), b.ip(), 47),
+        ]
+        .iter()
+        .map(Packet::bytes)
+        .collect()
+    }
+
+    #[test]
+    fn the_sum_is_that_of_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(words(&bytes), 0xddf2);
+        assert_eq!(complement(0xddf2), 0x220d);
+    }
+
+    #[test]
+    fn what_the_rows_builder_makes_is_right_and_stays_when_it_is_sealed() {
+        for family in [Family::V4, Family::V6] {
+            for frame in packets(family) {
+                let wire = read(&frame);
+                let (header, transport) = wrong_by(&frame, &wire);
+                assert_eq!((header, transport.unwrap_or(0)), (0, 0), "{wire:?}");
+                let mut sealed = frame.clone();
+                seal(&mut sealed);
+                assert_eq!(sealed, frame, "{wire:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn translation_and_a_hop_keep_what_is_wrong_as_wrong_as_it_was() {
+        for family in [Family::V4, Family::V6] {
+            for mut frame in packets(family).into_iter().take(2) {
+                for damage in [0, 1, 0x80] {
+                    let last = frame.len() - 1;
+                    frame[last] ^= damage;
+                    let wire = read(&frame);
+                    let wrong = wrong_by(&frame, &wire);
+                    let to = Ends {
+                        from: at(family.cluster_ip(9), 65_535),
+                        to: at(family.outside(255), 1),
+                        protocol: wire.ends.protocol,
+                    };
+                    let mut out = frame.clone();
+                    translate(&mut out, &wire, to);
+                    hop(&mut out, wire.v4);
+                    let there = read(&out);
+                    assert_eq!((there.ends, there.hops), (to, wire.hops - 1));
+                    assert_eq!(wrong_by(&out, &there), wrong);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_goes_back_and_its_answer_is_the_packet_again() {
+        for family in [Family::V4, Family::V6] {
+            for frame in packets(family) {
+                let answer = turn(&frame);
+                assert_eq!(read(&answer).ends, read(&frame).ends.turned());
+                assert_eq!(turn(&answer), frame);
+            }
+        }
+    }
+}
