@@ -29,7 +29,9 @@ fn run(seed: u64) {
         "fuzz: seed {seed}, {packets} packets in {:.1} s, no difference\n{coverage}",
         began.elapsed().as_secs_f32()
     ));
-    let gaps = coverage.gaps(LEAST);
+    // A shorter run than usual is asked for by who looks for something else.
+    let least = if packets < PACKETS { 0 } else { LEAST };
+    let gaps = coverage.gaps(least);
     assert!(gaps.is_empty(), "seed {seed}: {gaps:#?}");
 }
 

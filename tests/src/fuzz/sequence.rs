@@ -43,8 +43,8 @@ pub fn make(dice: &mut Dice) -> Vec<Step> {
     let mut traffic = Traffic::new(cast);
     let length = LENGTH.start + dice.below(LENGTH.len());
     // Clashes that leave no port are dear to make, and limits that are spent hide what is told.
-    let (crowd, spend) = (dice.chance(3), dice.chance(12));
-    let spent_at = length - length / 8;
+    let (crowd, spend) = (dice.chance(3), dice.chance(20));
+    let spent_at = length - length / 6;
     for at in 0..length {
         if dice.chance(5) {
             let change = change(dice, &traffic.cast);
@@ -52,6 +52,12 @@ pub fn make(dice: &mut Dice) -> Vec<Step> {
         }
         if dice.chance(1) {
             steps.push(befall(dice, &traffic));
+        }
+        if dice.chance(1) {
+            steps.extend(traffic.outage(dice));
+        }
+        if dice.chance(1) {
+            steps.extend(traffic.borrowed(dice));
         }
         if crowd && at == length / 2 {
             steps.extend(traffic.crowd(dice));
@@ -80,7 +86,7 @@ fn cluster(dice: &mut Dice, steps: &mut Vec<Step>) -> Cast {
             service(dice, &mut cast, steps, family, number);
         }
     }
-    for _ in 0..dice.below(8) {
+    for _ in 0..dice.below(10) {
         steps.push(isolation(dice, &cast));
     }
     for _ in 0..3 + dice.below(10) {

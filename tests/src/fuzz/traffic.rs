@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use agent_common::backend_state;
+
 use super::machine::FAMILIES;
 use super::sequence::{Cast, PORTS};
 use super::step::{By, Edit, Origin, PacketStep, Place, Step};
@@ -44,7 +46,7 @@ impl Traffic {
     pub(super) fn packet(&mut self, dice: &mut Dice) -> Step {
         let mut edits = Vec::new();
         let of = self.recent(dice);
-        let origin = match dice.weighted(&[30, 24, 16, 14, 16]) {
+        let origin = match dice.weighted(&[30, 24, 16, 14, 18]) {
             0 => {
                 let (place, packet) = self.opener(dice);
                 Origin::Frame(place, packet.bytes())
@@ -103,6 +105,73 @@ impl Traffic {
         for _ in 0..25 {
             steps.push(self.step(ask(102), Vec::new()));
         }
+        steps
+    }
+
+    /// A connection to a service whose backends go, or whose numbers go to others.
+    pub(super) fn outage(&mut self, dice: &mut Dice) -> Vec<Step> {
+        let tcp: Vec<usize> = (0..self.cast.services.len())
+            .filter(|n| {
+                let (_, protocol, backends) = self.cast.services[*n];
+                protocol == wire::TCP && backends > 0
+            })
+            .collect();
+        if tcp.is_empty() {
+            return Vec::new();
+        }
+        let service = *dice.pick(&tcp);
+        let (frontend, _, backends) = self.cast.services[service];
+        let family = if frontend.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let pod = *dice.pick(&self.cast.pods);
+        let from = at(family.pod(pod), 42_000 + u16::from(pod));
+        let syn = Packet::syn(from, frontend).bytes();
+        let id = self.next;
+        let mut steps = vec![self.step(Origin::Frame(Place::FromPod(pod), syn), Vec::new())];
+        if dice.chance(50) {
+            steps.push(self.step(Origin::AnswerTo(id), vec![Edit::Flags(18)]));
+        }
+        let reborn = dice.chance(30);
+        for index in 0..backends {
+            steps.push(if reborn {
+                Step::Reborn(service, index)
+            } else {
+                Step::State(service, index, backend_state::GONE)
+            });
+        }
+        let flags = *dice.pick(&[16, 24, 17, 4]);
+        steps.push(self.step(Origin::Again(id), vec![Edit::Flags(flags)]));
+        if !reborn {
+            steps.extend(
+                (0..backends).map(|index| Step::State(service, index, backend_state::SERVING)),
+            );
+        }
+        steps
+    }
+
+    /// A flow of the host's, and a packet of somebody else's with the same ends.
+    pub(super) fn borrowed(&mut self, dice: &mut Dice) -> Vec<Step> {
+        let family = *dice.pick(&FAMILIES);
+        let pod = *dice.pick(&self.cast.pods);
+        let (from, to) = (
+            at(family.host(), 43_000),
+            at(family.pod(pod), *dice.pick(&PORTS)),
+        );
+        let protocol = any(dice);
+        let frame = packet(dice, from, to, protocol).bytes();
+        let id = self.next;
+        let mut steps = vec![self.step(
+            Origin::Frame(Place::ToPod(pod, By::Host), frame),
+            Vec::new(),
+        )];
+        if dice.chance(50) {
+            steps.push(self.step(Origin::AnswerTo(id), Vec::new()));
+        }
+        let by = self.by(dice);
+        steps.push(self.step(Origin::Again(id), vec![Edit::At(Place::ToPod(pod, by))]));
         steps
     }
 
@@ -215,7 +284,7 @@ impl Traffic {
             ),
             at(to, *dice.pick(&PORTS)),
         );
-        let packet = match dice.weighted(&[16, 12, 10, 14, 10, 8, 8, 12, 10]) {
+        let packet = match dice.weighted(&[16, 12, 10, 26, 10, 8, 8, 12, 10]) {
             0 => {
                 let (offset, more) = *dice.pick(&[(0, true), (3, true), (3, false), (185, false)]);
                 packet(dice, s, d, wire::UDP).fragment(offset, more)
