@@ -137,6 +137,11 @@ impl Machine {
             return Ok(None);
         };
         let wire = wire::read(&frame);
+        // The stack routes no ClusterIP to a pod's link. (There `to_pod` would choose a backend for it and translate nothing; and where its
+        // flow is known by its own ends it would choose again and again, or take the flow for what is left of an evicted one.)
+        if at_hook == hook::TO_POD && self.model.cluster.is_cluster_ip(wire.ends.to.ip()) {
+            return Ok(None);
+        }
         let tick = flows::now();
         let (code, out) = self
             .world
