@@ -224,6 +224,8 @@ extern "C" fn take_up(ctx: *mut __sk_buff, work: *mut Work, ifindex: u32) -> u32
             return work.reason;
         }
     }
+    // What is told of the flow says nothing of the orientation that was denied.
+    work.reason = 0;
     work.forward_key = work.tuple.reversed();
     work.here_responds ^= 1;
     let entry = Maps.address(&work.forward_key.source);

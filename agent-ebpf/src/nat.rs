@@ -83,6 +83,9 @@ pub fn translate<const WHOLE: bool>(
     if flow.flags & flow_flag::TRANSLATE == 0 {
         return Rewritten::Done;
     }
+    if flow.flags & flow_flag::REPLY != 0 && crate::mutant::removed!("replies-as-they-are") {
+        return Rewritten::Done;
+    }
     if (WHOLE || l4 != packet::NO_TRANSPORT)
         && translate_transport(ctx, l4, kind, flow) == Rewritten::Failed
     {
@@ -111,7 +114,9 @@ fn translate_transport(ctx: &TcContext, l4: u32, kind: u8, flow: &Flow) -> Rewri
         {
             return Rewritten::Failed;
         }
-        if bpf_l4_csum_replace(ctx.skb.skb, offset, 0, flow.port_delta as u64, mangled) != 0 {
+        if !crate::mutant::removed!("no-port-delta")
+            && bpf_l4_csum_replace(ctx.skb.skb, offset, 0, flow.port_delta as u64, mangled) != 0
+        {
             return Rewritten::Failed;
         }
     }

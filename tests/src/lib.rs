@@ -5,6 +5,7 @@
 //! [`bench`] measures what packets, changes and starts cost;
 //! [`soak`] holds two nodes under random changes, kills and traffic against the oracle;
 //! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
+//! [`fuzz`] holds the programs against a model, sequences of random packets long;
 //! [`packet`] runs single packets through the programs;
 //! [`scenario`] runs manifests through the whole agent over maps in memory;
 //! [`dice`] are the random numbers of those that choose by themselves.
@@ -12,6 +13,7 @@
 pub mod bench;
 pub mod controlplane;
 pub mod dice;
+pub mod fuzz;
 pub mod lab;
 pub mod packet;
 pub mod scenario;

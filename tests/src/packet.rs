@@ -6,6 +6,7 @@
 //! - [`build`] makes packets with right checksums, and [`build::Packet::damage`] makes wrong ones; [`seen`] reads what comes out and
 //!   holds every checksum against the RFCs. Both are written without the programs' code.
 //! - [`outcome`] is what a run did, with the assertions that rows are made of.
+//! - [`bulk`] is the same for many packets, with less told of each.
 //! - [`row`] runs each row once and remembers which reasons and counts all of them have seen.
 //!
 //! Needs root; nothing skips. What `BPF_PROG_TEST_RUN` cannot do (VLAN, offloaded checksums, socket programs, where a redirect
@@ -13,6 +14,7 @@
 
 pub mod address;
 pub mod build;
+pub mod bulk;
 pub mod flows;
 pub mod links;
 pub mod object;

@@ -91,6 +91,16 @@ const fn soak(name: &'static str, removes: &'static str) -> Mutant {
     )
 }
 
+/// Random packets of a seed that is always the same, against the model.
+const fn fuzz(name: &'static str, removes: &'static str) -> Mutant {
+    root(
+        name,
+        removes,
+        target!("fuzz"),
+        "random_packets_of_a_known_seed_fare_as_the_model_says",
+    )
+}
+
 /// Every mutant. One that must be caught in two ways has two rows.
 pub(crate) const MUTANTS: &[Mutant] = &[
     packets(
@@ -102,6 +112,31 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     soak(
         "redirect-without-ingress",
         "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
+    ),
+    // What shows that the fuzz run finds anything.
+    fuzz(
+        "redirect-without-ingress",
+        "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
+    ),
+    fuzz(
+        "no-epoch",
+        "agent-ebpf/src/conntrack.rs: the comparison of a flow's epoch with its pods'",
+    ),
+    fuzz(
+        "untranslated",
+        "agent-ebpf/src/from_pod.rs: a flow that was opened before its service was there begins anew",
+    ),
+    fuzz(
+        "no-share",
+        "agent-ebpf/src/tables.rs: the bound on what one pod takes of conntrack",
+    ),
+    fuzz(
+        "no-port-delta",
+        "agent-ebpf/src/nat.rs: what new ports do to the transport's checksum",
+    ),
+    fuzz(
+        "replies-as-they-are",
+        "agent-ebpf/src/nat.rs: the translation of what a service's backend answers",
     ),
     packets(
         "fragment-anywhere",

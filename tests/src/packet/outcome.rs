@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent_common::{Address, Count, Event, Reason, count_index, drop_index, event_kind, hook};
 use anyhow::{Context, Result};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 
 use super::build::Packet;
 use super::object;
@@ -18,13 +17,6 @@ const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 const REDIRECT: i32 = 7;
-/// Size of `struct __sk_buff`, and where the fields stand that a caller may set.
-const CONTEXT: usize = 192;
-const INGRESS_IFINDEX: usize = 36;
-const IFINDEX: usize = 40;
-/// Room for a packet that grew.
-const ROOM: usize = 4096;
-
 /// Where a packet that reaches a pod comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Via<'a> {
@@ -271,25 +263,11 @@ impl World {
         ingress: u32,
         sent: Vec<u8>,
     ) -> Result<Outcome> {
-        let mut context = [0; CONTEXT];
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-        context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress.to_ne_bytes());
-        let mut frame = vec![0; ROOM];
         let before = self.counters()?;
         if self.reading {
             self.tell()?;
         }
-        let program = self.ebpf.program(name).context("no such program")?;
-        let program: &SchedClassifier = program.try_into()?;
-        let options = TestRunOptions {
-            data_in: Some(&sent),
-            data_out: Some(&mut frame),
-            ctx_in: Some(&context),
-            repeat: 1,
-            ..TestRunOptions::default()
-        };
-        let result = program.test_run(options).context("BPF_PROG_TEST_RUN")?;
-        frame.truncate(usize::try_from(result.data_size_out)?);
+        let (verdict, frame) = self.pass(name, ifindex, ingress, &sent)?;
         let after = self.counters()?;
         let rose = |index: u32| -> Option<u64> {
             let index = usize::try_from(index).ok()?;
@@ -308,8 +286,7 @@ impl World {
             .filter_map(|c| Some((*c, rose(count_index(*c))?)))
             .collect();
         let outcome = Outcome {
-            // The kernel hands the program's 32 bits back without their sign.
-            verdict: result.return_value.cast_signed(),
+            verdict,
             sent,
             frame,
             drops,
@@ -325,7 +302,7 @@ impl World {
     }
 
     /// Packets of every counter, all CPUs together.
-    fn counters(&self) -> Result<Vec<u64>> {
+    pub(super) fn counters(&self) -> Result<Vec<u64>> {
         self.counters
             .iter()
             .map(|values| Ok(values?.iter().map(|value| value.packets).sum()))

@@ -442,7 +442,7 @@ impl World {
         self.next_identity
     }
 
-    fn address(
+    pub(super) fn address(
         &mut self,
         address: IpAddr,
         kind: u8,

@@ -106,6 +106,15 @@ pub(crate) const TIERS: &[Tier] = &[
         5,
     ),
     root(
+        "fuzz",
+        "sequences of random and mutated packets, held against a model of the node",
+        target!("fuzz"),
+        2,
+        &[Need::Lab],
+        // A minute, and as long as somebody asks for with SLUICE_CASES.
+        120,
+    ),
+    root(
         "lab-self",
         "the lab's own namespaces, links and probes",
         target!("lab_self"),

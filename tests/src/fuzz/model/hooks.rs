@@ -1,0 +1,373 @@
+//! The path of a packet through each hook (ARCHITECTURE.md, "The path of a packet").
+
+use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits};
+
+use super::super::wire::{self, Ends, Kind};
+use super::flows::{Half, reopens};
+use super::open::{Opened, Opening};
+use super::policy::Question;
+use super::{Arrival, Expected, Model, Told, Verdict};
+
+/// Tail calls that the kernel allows one packet (`MAX_TAIL_CALL_CNT`).
+const ROUNDS: u64 = 33;
+
+impl Model {
+    /// What must become of a packet; the model has seen it then.
+    pub fn see(&mut self, at: &Arrival<'_>) -> Expected {
+        match at.hook {
+            hook::FROM_POD => self.from_pod(at),
+            hook::TO_POD => self.to_pod(at),
+            _ => self.from_uplink(at),
+        }
+    }
+
+    /// On to the stack as it came.
+    pub(super) fn passes(at: &Arrival<'_>) -> Expected {
+        Expected {
+            verdict: Verdict::Next,
+            frame: at.frame.to_vec(),
+            told: None,
+            limited: false,
+        }
+    }
+
+    /// Dropped for a reason, counted and told.
+    pub(super) fn drops(&mut self, at: &Arrival<'_>, reason: Reason) -> Expected {
+        *self.tally.drops.entry((at.hook, reason)).or_default() += 1;
+        Expected {
+            verdict: Verdict::Drop,
+            frame: at.frame.to_vec(),
+            told: Some(Told {
+                kind: event_kind::DROP,
+                reason: Some(reason),
+            }),
+            limited: false,
+        }
+    }
+
+    /// Sends a packet on by a half: into a pod, which is a hop, or on to the stack; rewritten where the half says so.
+    fn sends(&self, at: &Arrival<'_>, half: &Half) -> Expected {
+        let mut out = Self::passes(at);
+        let target = half
+            .deliver
+            .and_then(|slot| self.cluster.pods.get(&slot))
+            .filter(|pod| pod.ifindex != 0);
+        // The stack answers that the time is exceeded, about the packet as its sender knows it.
+        if target.is_some() && at.wire.hops <= 1 {
+            return out;
+        }
+        if half.translated {
+            let to = Ends {
+                from: half.new_from,
+                to: half.new_to,
+                protocol: at.wire.ends.protocol,
+            };
+            wire::translate(&mut out.frame, &at.wire, to);
+        }
+        if let Some(pod) = target {
+            wire::hop(&mut out.frame, at.wire.v4);
+            out.frame[..6].copy_from_slice(&pod.mac);
+            out.frame[6..12].copy_from_slice(&pod.host_mac);
+            out.verdict = Verdict::Redirect;
+        }
+        out
+    }
+
+    /// A packet of a flow that goes the way of `ends` and is sent by what their half says.
+    fn goes_on(&mut self, at: &Arrival<'_>, ends: Ends) -> Expected {
+        self.note(at, ends, true);
+        match self.flows.find(&ends).copied() {
+            Some(half) => self.sends(at, &half),
+            None => Self::passes(at),
+        }
+    }
+
+    /// Judges a flow again whose epoch rose, in its opener's direction. `ends` are those of packets that the pod at this link sends.
+    fn rejudge(&mut self, ends: Ends, here: u32) -> Result<(), Reason> {
+        let Some(mut half) = self.flows.find(&ends).copied() else {
+            return Ok(());
+        };
+        let (opener, responder) = if half.reply {
+            (half.new_to.ip(), ends.from)
+        } else {
+            (ends.from.ip(), half.new_to)
+        };
+        let asked = Question {
+            opener,
+            responder,
+            protocol: ends.protocol,
+            here: Some(here),
+            here_responds: half.reply,
+            host: half.host,
+        };
+        let (own, audit) = (half.own, half.audit);
+        self.judge(&asked, &mut half)?;
+        // What the flow was when it began stays.
+        (half.own, half.audit) = (own, audit);
+        if half.direct {
+            half.deliver = if half.reply {
+                half.opener
+            } else {
+                half.responder
+            };
+        }
+        if let Some(stored) = self.flows.find_mut(&ends) {
+            *stored = half;
+        }
+        self.count(Count::FlowRejudged, 1);
+        Ok(())
+    }
+
+    fn from_pod(&mut self, at: &Arrival<'_>) -> Expected {
+        let ends = at.wire.ends;
+        // An answered flow whose entry holds: the interface is the source check.
+        if at.wire.kind == Kind::Flow
+            && let Some(half) = self.flows.answered.get(&ends)
+            && half.enters == at.ifindex
+            && self.judged(half, at.ifindex)
+            && self.backend_holds(half, ends.protocol)
+            && !reopens(half, &at.wire)
+        {
+            return self.goes_on(at, ends);
+        }
+        let Some(here) = self.cluster.links.get(&at.ifindex).copied() else {
+            return Self::passes(at);
+        };
+        match at.wire.kind {
+            Kind::Link if self.stays_on_link(at) => return self.neighbour(at, here),
+            Kind::Unknown(reason) => return self.unknown_from_pod(at, here, reason),
+            Kind::Flow | Kind::Link => {}
+        }
+        if !self.cluster.sends_as(here, ends.from.ip()) {
+            return self.drops(at, Reason::SourceSpoofed);
+        }
+        if !self.flows.answered.contains_key(&ends)
+            && let Some(half) = self.flows.waiting.get(&ends)
+            && half.reply
+            && !reopens(half, &at.wire)
+        {
+            let opener = half.partner(ends.protocol);
+            self.promote(opener, ends);
+        }
+        if let Some(half) = self.flows.find_mut(&ends) {
+            // The sender's address was nobody's when the flow was made, or another pod's, whose place this one took.
+            if half.enters == 0 || (half.reply && !at.wire.opens()) {
+                half.enters = at.ifindex;
+            }
+            let half = *half;
+            // Opened when nobody had the service's address yet.
+            let untranslated =
+                half.backend.is_none() && !half.reply && self.cluster.is_cluster_ip(ends.to.ip());
+            if half.enters == at.ifindex && !reopens(&half, &at.wire) && !untranslated {
+                if self.backend_holds(&half, ends.protocol) {
+                    if !self.judged(&half, at.ifindex)
+                        && let Err(reason) = self.rejudge(ends, here)
+                    {
+                        return self.drops(at, reason);
+                    }
+                    return self.goes_on(at, ends);
+                }
+                if ends.protocol == wire::TCP && !at.wire.opens() {
+                    self.forget(ends, half.partner(ends.protocol));
+                    return self.refuses(at, Reason::BackendGone);
+                }
+            }
+            self.forget(ends, half.partner(ends.protocol));
+        }
+        if ends.protocol == wire::TCP && !at.wire.opens() {
+            if self.cluster.is_cluster_ip(ends.to.ip()) {
+                return self.refuses(at, Reason::Midstream);
+            }
+            return match self.take_up(at, here, false, at.ifindex) {
+                Ok(Some((half, told))) => Expected {
+                    told,
+                    ..self.sends(at, &half)
+                },
+                Ok(None) => Self::passes(at),
+                Err(reason) => self.drops(at, reason),
+            };
+        }
+        let opening = Opening {
+            ends,
+            here,
+            here_responds: false,
+            enters: at.ifindex,
+            host: false,
+            midstream: false,
+        };
+        match self.open(at, &opening) {
+            Opened::Yes(opened) => Expected {
+                told: self.tells_opened(&opened),
+                ..self.sends(at, &opened[0])
+            },
+            Opened::Again => self.looks_again(at),
+            Opened::No(reason) => self.refuses(at, reason),
+        }
+    }
+
+    fn to_pod(&mut self, at: &Arrival<'_>) -> Expected {
+        // Packets show what they are behind translation, so the entry is found the other way round.
+        let ends = at.wire.ends.turned();
+        // The host's own flow is nobody else's.
+        let host = at.ingress == 0;
+        let borrowed = |half: &Half| half.host && half.reply && !host;
+        if at.wire.kind == Kind::Flow
+            && let Some(half) = self.flows.answered.get(&ends)
+            && self.judged(half, at.ifindex)
+            && !reopens(half, &at.wire)
+            && !borrowed(half)
+        {
+            self.note(at, ends, false);
+            return Self::passes(at);
+        }
+        let Some(here) = self.cluster.links.get(&at.ifindex).copied() else {
+            return Self::passes(at);
+        };
+        match at.wire.kind {
+            Kind::Link => return Self::passes(at),
+            Kind::Unknown(_) if host => return Self::passes(at),
+            Kind::Unknown(reason) => return self.unknown_to_pod(at, here, reason),
+            Kind::Flow => {}
+        }
+        if host && self.host_answers(at) {
+            return self.goes_on(at, at.wire.ends);
+        }
+        if !self.flows.answered.contains_key(&ends)
+            && let Some(half) = self.flows.waiting.get(&ends)
+            && !half.reply
+            && !reopens(half, &at.wire)
+        {
+            let answers = half.partner(ends.protocol);
+            self.promote(ends, answers);
+        }
+        if let Some(half) = self.flows.find(&ends).copied() {
+            if !reopens(&half, &at.wire) {
+                if borrowed(&half) {
+                    return self.drops(at, Reason::SourceMartian);
+                }
+                if !host
+                    && !self.judged(&half, at.ifindex)
+                    && let Err(reason) = self.rejudge(ends, here)
+                {
+                    return self.drops(at, reason);
+                }
+                self.note(at, ends, false);
+                return Self::passes(at);
+            }
+            self.forget(ends, half.partner(ends.protocol));
+        }
+        let enters = match self.cluster.slot_of(at.wire.ends.from.ip()) {
+            _ if host => THIS_HOST,
+            Some(slot) => self.cluster.ifindex(slot),
+            None => 0,
+        };
+        if !host && ends.protocol == wire::TCP && !at.wire.opens() {
+            return match self.take_up(at, here, true, enters) {
+                Ok(taken) => Expected {
+                    told: taken.and_then(|(_, told)| told),
+                    ..Self::passes(at)
+                },
+                Err(reason) => self.drops(at, reason),
+            };
+        }
+        let opening = Opening {
+            ends: at.wire.ends,
+            here,
+            here_responds: true,
+            enters,
+            host,
+            midstream: false,
+        };
+        match self.open(at, &opening) {
+            Opened::Yes(opened) => Expected {
+                told: self.tells_opened(&opened),
+                ..Self::passes(at)
+            },
+            Opened::Again => self.looks_again(at),
+            Opened::No(_) if host => Self::passes(at),
+            Opened::No(reason) => self.drops(at, reason),
+        }
+    }
+
+    /// Whether this is what the host itself answers as a service's backend, which is translated back here.
+    fn host_answers(&mut self, at: &Arrival<'_>) -> bool {
+        let ends = at.wire.ends;
+        let answers = |half: &Half| half.reply && half.translated && half.enters == THIS_HOST;
+        if !self.flows.answered.contains_key(&ends)
+            && let Some(half) = self.flows.waiting.get(&ends)
+            && answers(half)
+        {
+            let opener = half.partner(ends.protocol);
+            self.promote(opener, ends);
+        }
+        self.flows.find(&ends).is_some_and(answers)
+    }
+
+    fn from_uplink(&mut self, at: &Arrival<'_>) -> Expected {
+        let ends = at.wire.ends;
+        if at.wire.kind == Kind::Flow
+            && let Some(half) = self.flows.answered.get(&ends)
+            && half.enters == 0
+        {
+            return self.goes_on(at, ends);
+        }
+        if matches!(
+            at.wire.kind,
+            Kind::Link | Kind::Unknown(Reason::Vlan | Reason::Ethertype)
+        ) {
+            return Self::passes(at);
+        }
+        let source = ends.from.ip();
+        let kind = self.cluster.kind_of(ends.to.ip());
+        let ours = matches!(
+            self.cluster.kind_of(source),
+            Some(address_kind::LOCAL_POD | address_kind::HOST)
+        );
+        // The stack has its own check for what this host keeps.
+        if kind != Some(address_kind::HOST)
+            && (ours || source.is_loopback() || is_multicast(source))
+        {
+            return self.drops(at, Reason::SourceMartian);
+        }
+        if at.wire.kind == Kind::Flow
+            && let Some(half) = self.flows.waiting.get(&ends).copied()
+        {
+            if half.enters != 0 {
+                return self.drops(at, Reason::SourceMartian);
+            }
+            if !half.reply {
+                return Self::passes(at);
+            }
+            if !self.promote(half.partner(ends.protocol), ends) {
+                return self.goes_on(at, ends);
+            }
+            // It was put there a moment ago: the next packet says that it lives.
+            self.closes(at, ends, true, false);
+            return self.sends(at, &half);
+        }
+        if kind == Some(address_kind::CLUSTER_IP) {
+            return self.drops(at, Reason::ClusterIpFromOutside);
+        }
+        Self::passes(at)
+    }
+
+    /// There is a flow with these ends already. What was left of one that was evicted is gone now, and the packet begins anew; where its ends
+    /// are another flow's answers, the programs look again and again, until the kernel's limit of tail calls ends it.
+    fn looks_again(&mut self, at: &Arrival<'_>) -> Expected {
+        if !self.flows.waiting.contains_key(&at.wire.ends) {
+            return self.see(at);
+        }
+        // Each time a backend is chosen anew, where the packet is for a service.
+        self.count_between(Count::BackendChosen, 0, ROUNDS);
+        self.count_between(Count::Clash, 0, ROUNDS * u64::from(limits::BACKEND_TRIES));
+        Expected {
+            told: None,
+            ..self.drops(at, Reason::RewriteFailed)
+        }
+    }
+}
+
+/// Multicast, or IPv4's limited broadcast.
+pub(super) fn is_multicast(address: std::net::IpAddr) -> bool {
+    address.is_multicast() || address == std::net::IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
+}

@@ -1,0 +1,80 @@
+//! Packets whose flow cannot be told (fragments, extension headers, ICMP errors, tags, what is cut short), and what only neighbours send
+//! each other. Today's rule for the first: dropped where policy is in force or a ClusterIP is the target, else left to the stack.
+
+use std::net::IpAddr;
+
+use agent_common::{Reason, address_kind};
+
+use super::hooks::is_multicast;
+use super::{Arrival, Expected, Model};
+
+impl Model {
+    /// A pod sends something whose flow cannot be told.
+    pub(super) fn unknown_from_pod(
+        &mut self,
+        at: &Arrival<'_>,
+        here: u32,
+        reason: Reason,
+    ) -> Expected {
+        let (source, destination) = (at.wire.ends.from.ip(), at.wire.ends.to.ip());
+        // `::` is also what a frame without addresses shows.
+        let addressed = !matches!(reason, Reason::Vlan | Reason::Ethertype)
+            && source != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        if addressed && !self.cluster.sends_as(here, source) {
+            return self.drops(at, Reason::SourceSpoofed);
+        }
+        let target_enforced = self
+            .cluster
+            .slot_of(destination)
+            .is_some_and(|slot| self.cluster.enforced(slot));
+        if self.cluster.enforced(here)
+            || (addressed && (self.cluster.is_cluster_ip(destination) || target_enforced))
+        {
+            return self.drops(at, reason);
+        }
+        Self::passes(at)
+    }
+
+    /// Something reaches a pod whose flow cannot be told.
+    pub(super) fn unknown_to_pod(
+        &mut self,
+        at: &Arrival<'_>,
+        here: u32,
+        reason: Reason,
+    ) -> Expected {
+        if self.cluster.enforced(here) {
+            self.drops(at, reason)
+        } else {
+            Self::passes(at)
+        }
+    }
+
+    /// Whether a neighbour's message goes no further than this host; ARP never does.
+    pub(super) fn stays_on_link(&self, at: &Arrival<'_>) -> bool {
+        let to = at.wire.ends.to.ip();
+        to.is_unspecified()
+            || is_multicast(to)
+            || is_link_local(to)
+            || self.cluster.kind_of(to) == Some(address_kind::HOST)
+    }
+
+    /// ARP, neighbour discovery and the like pass from the pod's own addresses, from none, and from link-local ones.
+    pub(super) fn neighbour(&mut self, at: &Arrival<'_>, here: u32) -> Expected {
+        let sender = at.wire.arp_sender.unwrap_or(at.wire.ends.from.ip());
+        if sender.is_unspecified()
+            || (sender.is_ipv6() && is_link_local(sender))
+            || self.cluster.sends_as(here, sender)
+        {
+            return Self::passes(at);
+        }
+        self.drops(at, Reason::NeighbourSpoofed)
+    }
+}
+
+/// 169.254.0.0/16 (RFC 3927), fe80::/10 (RFC 4291 2.5.6).
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
