@@ -50,7 +50,7 @@ const GLANCE: Duration = Duration::from_millis(400);
 const WINDOWS: usize = 7;
 /// So often it is measured before it counts as too little: what else the machine does may fall into the windows of one kind. What epochs that
 /// rise for nothing cost would be seen each time.
-const ROUNDS: u32 = 3;
+const ROUNDS: u32 = 5;
 /// The CPU of the traffic, and that of the agent and the changes.
 const TRAFFIC_CPU: usize = 0;
 const AGENT_CPU: usize = 1;
