@@ -93,11 +93,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         outcomes.push((MUTANTS, mutants::run(arguments.only.as_deref())?));
     }
 
-    println!();
     let mut total = Outcome::default();
+    for (_, outcome) in &outcomes {
+        total.add(outcome);
+    }
+    // Again at the end: a reader of a long log begins there.
+    for line in &total.told {
+        println!("{line}");
+    }
+    println!();
     for (name, outcome) in &outcomes {
         println!("{name:<14} {outcome}");
-        total.add(outcome);
     }
     // The last line, plain, for programs that read it.
     println!("{} passed, {} failed", total.passed, total.failed);

@@ -76,6 +76,9 @@ impl Scene {
         ensure!(problem["limit"] == limit, "{problem}");
         let waiting = format!("sluice_problems{{limit=\"{map}\"}}");
         ensure!(sample(self.node.netns(), &waiting)? > 0, "{waiting} is 0");
+        let named =
+            format!("sluice_problem{{object=\"{object}\",limit=\"{map}\",capacity=\"{capacity}\"}}");
+        ensure!(sample(self.node.netns(), &named)? == 1, "{named} is not 1");
         let full = format!("map {map} is full at {capacity}");
         let log = self.agent.log();
         ensure!(

@@ -16,6 +16,9 @@ const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
 const AT_A_TIME: usize = 2;
 
+/// Lines shown again at the end of what a test printed that did not come out as it should.
+const KEPT: usize = 60;
+
 /// One run of a mutant's test.
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -93,9 +96,18 @@ impl Run {
             ..
         } = self.mutant;
         let started = Instant::now();
-        let trouble = self.trouble();
+        let mut printed = Vec::new();
+        let trouble = self.trouble(&mut printed);
         let took = started.elapsed().as_secs_f32();
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.is_some() {
+            printed.iter().for_each(|line| println!("{line}"));
+            // For the end of the whole run: what the test said, or the last of it.
+            total.told.push(format!("---- {test}, mutant {name} ----"));
+            total
+                .told
+                .extend(printed.into_iter().rev().take(KEPT).rev());
+        }
         match (trouble, self.removed) {
             (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),
             (None, false) => println!("nothing removed: passed in {took:.1} s: {test}"),
@@ -113,13 +125,13 @@ impl Run {
         total.passed += 1;
     }
 
-    /// Why the test did not come out as it should.
-    fn trouble(self) -> Option<String> {
+    /// Why the test did not come out as it should, if so; what it printed is kept.
+    fn trouble(self, printed: &mut Vec<String>) -> Option<String> {
         let Mutant {
             name, test, cargo, ..
         } = *self.mutant;
         if self.removed && cargo == SOAK {
-            return soak::uncaught(name, BOUND);
+            return soak::uncaught(name, BOUND, printed);
         }
         let tier = Tier {
             name,
@@ -132,7 +144,9 @@ impl Run {
             least: 1,
         };
         let choice = if self.removed { name } else { "" };
-        let outcome = runner::tests(&tier, &[test, "--exact"], &[BUILD, (CHOICE, choice)]);
+        let environment = [BUILD, (CHOICE, choice)];
+        let (outcome, lines) = runner::silently(&tier, &[test, "--exact"], &environment);
+        *printed = lines;
         judge(&outcome, test, self.removed)
     }
 }

@@ -12,15 +12,23 @@ pub(crate) struct Outcome {
     pub(crate) failed: u32,
     /// Names of failed tests, as the harness prints them.
     pub(crate) failures: Vec<String>,
+    /// What failed tests printed, each with its heading.
+    pub(crate) told: Vec<String>,
     /// What failed without being a test: a build, a time bound, a test that ignores itself.
     pub(crate) troubles: Vec<String>,
     /// How long it took.
     pub(crate) took: Duration,
+    /// Lines of the failed test whose part of the output is being read that are still kept.
+    room: usize,
 }
+
+/// Lines kept of what one failed test printed: the panic comes first, and a backtrace's end says nothing.
+const KEPT: usize = 40;
 
 impl Outcome {
     /// Takes in one line of what `cargo test` prints.
     pub(crate) fn read_line(&mut self, line: &str) {
+        self.keep(line);
         // Also a line of the first kind starts with `test `, so the order matters.
         if let Some(rest) = line.strip_prefix("test result: ") {
             let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
@@ -47,6 +55,19 @@ impl Outcome {
         }
     }
 
+    /// Keeps what a failed test printed, which the harness shows between a heading and the list of failures.
+    fn keep(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            self.room = KEPT;
+        } else if line == "failures:" {
+            self.room = 0;
+        }
+        if self.room > 0 {
+            self.room -= 1;
+            self.told.push(line.to_owned());
+        }
+    }
+
     /// Notes one failure that is no test.
     pub(crate) fn trouble(&mut self, text: String) {
         self.trouble_of(1, text);
@@ -61,6 +82,7 @@ impl Outcome {
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.told.extend_from_slice(&other.told);
         self.took += other.took;
     }
 }
@@ -123,6 +145,15 @@ mod tests {
         );
         assert_eq!((outcome.passed, outcome.failed), (0, 2));
         assert_eq!(outcome.failures, ["c", "a::b"]);
+        let told = [
+            "---- a::b stdout ----",
+            "why",
+            "",
+            "---- c stdout ----",
+            "why",
+            "",
+        ];
+        assert_eq!(outcome.told, told);
     }
 
     #[test]
