@@ -78,7 +78,8 @@ reasons! {
     ServiceProtocol = 21, "service-protocol";
     /// An ARP, neighbour discovery or router message with somebody else's address.
     NeighbourSpoofed = 22, "neighbour-spoofed";
-    /// A ClusterIP from outside the cluster: rejected, or dropped where its sender can be told nothing.
+    /// A ClusterIP from outside the cluster: rejected, or dropped where its sender can be told nothing; and one that comes round to a pod's link,
+    /// past all translation: dropped.
     ClusterIpFromOutside = 23, "cluster-ip-from-outside";
     /// The source is in none of the service's `loadBalancerSourceRanges`.
     SourceRange = 24, "source-range";

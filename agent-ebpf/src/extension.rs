@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::{
     deliver::DROP,
-    fragment::kind as fragment,
+    fragment::{kind as fragment, whole},
     packet::{self, Header, L3, Parsed, TRANSPORT_MASK, V6_NEXT, WALKED_HEADERS, next, pull},
     walk::{answer, ask},
     work::{Work, work},
@@ -26,6 +26,7 @@ pub fn walk(ctx: &TcContext) -> i32 {
     };
     pull(ctx, WALKED_HEADERS);
     let parsed = chain(ctx, work);
+    let parsed = whole(work, parsed);
     if let Parsed::Walk(walker) = parsed {
         return ask(ctx, work, walker);
     }
@@ -53,7 +54,11 @@ pub fn end_of(ctx: &TcContext) -> u32 {
 fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
     let end = end_of(ctx);
     if end == 0 {
-        return Parsed::Short;
+        return Parsed::Unjudged(Reason::Malformed);
+    }
+    if work.l4 > V6_NEXT + limits::EXTENSION_BYTES {
+        // By a fragment header.
+        return Parsed::Unjudged(Reason::ExtensionHeader);
     }
     let mut kind = work.tuple.protocol;
     let mut offset = work.l4;
@@ -79,10 +84,20 @@ fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
         // Next header, length; of a routing header also type, segments left.
         let mut header = [0; 4];
         if !packet::copy(ctx, offset, &mut header) {
-            return Parsed::Short;
+            return Parsed::Unjudged(Reason::Malformed);
         }
         let [following, length, route, left] = header;
-        if kind == next::HOP_BY_HOP && offset != V6_NEXT {
+        let begins = offset;
+        offset += if kind == next::AUTHENTICATION {
+            (length as u32 + 2) * 4
+        } else {
+            (length as u32 + 1) * 8
+        };
+        // Before anything is asked of it: behind the packet's end there may be more of the frame.
+        if offset > end {
+            return Parsed::Unjudged(Reason::Malformed);
+        }
+        if kind == next::HOP_BY_HOP && begins != V6_NEXT {
             // It stands first or nowhere.
             return Parsed::Unjudged(Reason::ExtensionHeader);
         }
@@ -98,15 +113,7 @@ fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
                 return Parsed::Unjudged(Reason::ExtensionHeader);
             }
         }
-        offset += if kind == next::AUTHENTICATION {
-            (length as u32 + 2) * 4
-        } else {
-            (length as u32 + 1) * 8
-        };
         kind = following;
-        if offset > end {
-            return Parsed::Unjudged(Reason::Malformed);
-        }
         if offset > V6_NEXT + limits::EXTENSION_BYTES {
             return Parsed::Unjudged(Reason::ExtensionHeader);
         }
@@ -127,7 +134,7 @@ fn chain(ctx: &TcContext, work: &mut Work) -> Parsed {
     work.tuple = header.tuple;
     work.l4 = header.l4;
     work.tcp_flags = header.tcp_flags;
-    crate::fragment::whole(work, parsed)
+    parsed
 }
 
 /// Whether something may follow a header of this kind.

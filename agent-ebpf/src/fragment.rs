@@ -14,7 +14,7 @@ use crate::{
     extension,
     gate::{hand_over, moving},
     maps::FRAGMENTS,
-    packet::{self, Header, L3, NO_TRANSPORT, Parsed, TRANSPORT_MASK},
+    packet::{self, Header, L3, NO_TRANSPORT, Parsed, TRANSPORT_MASK, V6_NEXT},
     report::now,
     walk::{answer, ask},
     work::{Work, work},
@@ -109,10 +109,14 @@ fn v4(ctx: &TcContext, work: &mut Work) -> Parsed {
 #[inline(always)]
 fn v6(ctx: &TcContext, work: &mut Work) -> Parsed {
     let at = work.l4;
+    if at == V6_NEXT {
+        // The parser has found it, and not the walk through a chain, which counts.
+        work.extensions = 1;
+    }
     let end = extension::end_of(ctx);
     let mut header = [0; V6_FRAGMENT as usize];
     if end == 0 || !packet::copy(ctx, at, &mut header) {
-        return Parsed::Short;
+        return Parsed::Unjudged(Reason::Malformed);
     }
     let [following, _, word0, word1, id0, id1, id2, id3] = header;
     let begins = at + V6_FRAGMENT;
@@ -185,12 +189,12 @@ fn admit(work: &mut Work, place: &Place, id_be: u32, protocol: u8) -> Parsed {
     Parsed::Flow
 }
 
-/// What parsing made of the transport, for a packet that may be a fragment: of a fragmented datagram only a flow's whole ports will do
-/// (RFC 1858 3; neighbour discovery is never fragmented, RFC 6980 5).
+/// What parsing made of what is behind the fragment's own words, for a packet that may be a fragment: of a fragmented datagram only a flow's whole
+/// ports will do, and all headers before them (RFC 1858 3, RFC 7112 5; neighbour discovery is never fragmented, RFC 6980 5).
 #[inline(always)]
 pub fn whole(work: &Work, parsed: Parsed) -> Parsed {
     match (work.fragment, parsed) {
-        (kind::NONE, _) | (_, Parsed::Flow) => parsed,
+        (kind::NONE, _) | (_, Parsed::Flow | Parsed::Refused(_) | Parsed::Walk(_)) => parsed,
         (kind::ATOMIC, parsed) if parsed != Parsed::Neighbour => parsed,
         _ => Parsed::Refused(Reason::Fragment),
     }
@@ -218,6 +222,10 @@ extern "C" fn pass_on() -> u32 {
     let Some(work) = work() else {
         return 1;
     };
+    if work.parsed != Parsed::Flow.number() {
+        // Left to the stack as what it is: nothing follows it, and its words in the memory may be another packet's.
+        return 1;
+    }
     let begun = match work.fragment {
         kind::FIRST => now(),
         // The removal is atomic in the kernel, and says whether there was something to remove.

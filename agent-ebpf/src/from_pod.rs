@@ -17,7 +17,7 @@ use crate::{
     report::{count, dropped},
     service::is_cluster_ip,
     tables::{Maps, link, pod},
-    walk::{ask, begin, follows},
+    walk::{ask, begin, follows, look_again},
     work::{Work, work},
 };
 
@@ -162,7 +162,7 @@ pub fn new(ctx: &TcContext) -> i32 {
     let ifindex = work.ifindex;
     match open(work, ifindex) {
         Opened::Yes => send(ctx, work),
-        Opened::Again => tail_call(ctx, hook::FROM_POD, hook::FROM_POD),
+        Opened::Again => look_again(ctx, work),
         Opened::No => refuse(ctx, work),
     }
 }
@@ -283,9 +283,10 @@ fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
 /// case, else left to the stack.
 #[inline(always)]
 pub fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason, refused: bool) -> i32 {
+    // A frame without a whole IP header has no addresses.
     let ip = reason != Reason::Vlan
         && reason != Reason::Ethertype
-        && !work.tuple.source.same(&Address::NONE);
+        && work.parsed != Parsed::Short.number();
     if ip && !source_is_own(&work.tuple.source, slot) {
         return drop_packet(ctx, work, Reason::SourceSpoofed);
     }

@@ -1,7 +1,8 @@
 //! Where a new flow goes: its backend, and ends that clash with no other flow.
 
 use agent_common::{
-    Backend, Count, Flow, NO_BACKEND, Reason, ServiceKey, address_kind, flow_flag, limits, lookup,
+    Backend, Count, Flow, NO_BACKEND, Reason, ServiceKey, address_kind, flow_flag, hook, limits,
+    lookup,
     lookup::{Tables, Target},
     protocol,
 };
@@ -44,6 +45,13 @@ extern "C" fn choose_ends(work: *mut Work) -> u32 {
     work.forward.new_destination = work.forward_key.destination;
     work.forward.new_destination_port_be = work.forward_key.destination_port_be;
     let entry = Maps.address(&work.forward_key.destination);
+    if work.hook == hook::TO_POD
+        && matches!(entry, Some(entry) if entry.kind == address_kind::CLUSTER_IP)
+        && !crate::mutant::removed!("cluster-ip-at-pod")
+    {
+        // What leaves the stack by a pod's link is past its translation: a backend that is chosen here would get nothing.
+        return Reason::ClusterIpFromOutside as u32;
+    }
     let port_be = if protocol::has_ports(kind) {
         work.forward_key.destination_port_be
     } else {

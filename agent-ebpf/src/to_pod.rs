@@ -15,7 +15,7 @@ use crate::{
     policy::{enforced, slot_of},
     report::dropped,
     tables::{Maps, link, pod},
-    walk::{ask, begin, follows},
+    walk::{ask, begin, follows, look_again},
     work::{Work, work},
 };
 
@@ -181,7 +181,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         work.flags = flow_flag::HOST;
         return match open(work, THIS_HOST) {
             Opened::Yes | Opened::No => NEXT,
-            Opened::Again => tail_call(ctx, hook::TO_POD, hook::TO_POD),
+            // A live flow of others has its ends; the host's packet passes all the same.
+            Opened::Again if work.again != 0 => NEXT,
+            Opened::Again => look_again(ctx, work),
         };
     }
     let enters = match slot_of(Maps.address(&work.tuple.source)) {
@@ -202,7 +204,7 @@ pub fn new(ctx: &TcContext) -> i32 {
             // The stack carries this packet already; so it carries the flow.
             NEXT
         }
-        Opened::Again => tail_call(ctx, hook::TO_POD, hook::TO_POD),
+        Opened::Again => look_again(ctx, work),
         Opened::No => {
             dropped(ctx, work);
             DROP

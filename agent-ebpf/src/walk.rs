@@ -4,11 +4,11 @@
 //! working memory and goes back to the program that asked it. That one then does with the packet what it does with any other.
 //! TC programs run with bottom halves off and to their end, so nothing else uses the memory in between.
 
-use agent_common::{Flow, NO_SLOT, Verdict, hook, hook::slot};
+use agent_common::{Flow, NO_SLOT, Reason, Verdict, hook, hook::slot};
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    deliver::tail_call,
+    deliver::{drop_packet, tail_call},
     fragment::kind,
     packet::{HEADERS, Header, Parsed, parse, pull, skb},
     work::Work,
@@ -32,6 +32,7 @@ pub fn begin(ctx: &TcContext, work: &mut Work, hook: u32) -> Parsed {
         work.tcp_flags = header.tcp_flags;
         work.fragment = kind::NONE;
         work.extensions = 0;
+        work.again = 0;
         work.parsed = parsed.number();
     } else {
         work.parsed = found;
@@ -70,6 +71,17 @@ pub fn answer(ctx: &TcContext, work: &mut Work, parsed: Parsed) -> i32 {
     // Nobody took it.
     work.resumed = 0;
     verdict
+}
+
+/// Looks at the packet once more, where a flow with its ends was in the way of the one that it was to open: another CPU has made the same, or what is
+/// left of one that was evicted is gone now. Once only: the ends may also be those of a live flow of others, and then they stay in the way.
+#[inline(always)]
+pub fn look_again(ctx: &TcContext, work: &mut Work) -> i32 {
+    if work.again != 0 && !crate::mutant::removed!("again-and-again") {
+        return drop_packet(ctx, work, Reason::PortClash);
+    }
+    work.again = 1;
+    answer(ctx, work, Parsed::Flow)
 }
 
 /// Whether the packet is a fragment without a transport header: it follows a flow, and opens none.

@@ -45,6 +45,8 @@ pub struct Work {
     pub resumed: u32,
     /// Extension headers walked so far.
     pub extensions: u32,
+    /// 1: the packet is looked at once more, see [`crate::walk::look_again`].
+    pub again: u32,
     /// See [`crate::fragment::kind`].
     pub fragment: u32,
     /// Where the next fragment of the datagram begins, in units of eight bytes; 0: this is the last.

@@ -138,6 +138,28 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "replies-as-they-are",
         "agent-ebpf/src/nat.rs: the translation of what a service's backend answers",
     ),
+    fuzz(
+        "fragment-anywhere",
+        "agent-ebpf/src/fragment.rs: the offset of the place where a fragment must begin",
+    ),
+    fuzz(
+        "extension-unwalked",
+        "agent-ebpf/src/extension.rs: the walk through IPv6 extension headers",
+    ),
+    fuzz(
+        "icmp-checksum",
+        "agent-ebpf/src/icmp_error.rs: an ICMP error's own checksum covers what was translated",
+    ),
+    packets(
+        "cluster-ip-at-pod",
+        "agent-ebpf/src/service.rs: no flow begins with a ClusterIP where packets leave the stack",
+        "hooks::a_cluster_ip_that_comes_round_to_a_pods_link_is_dropped_and_disturbs_nobody",
+    ),
+    packets(
+        "again-and-again",
+        "agent-ebpf/src/walk.rs: a packet whose ends are another flow's is looked at once more, and not again and again",
+        "hooks::a_packet_whose_ends_are_a_live_flow_of_others_ends_at_once",
+    ),
     packets(
         "fragment-anywhere",
         "agent-ebpf/src/fragment.rs: the offset of the place where a fragment must begin",

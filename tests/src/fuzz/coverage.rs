@@ -1,4 +1,4 @@
-//! What a run reached: verdicts and reasons at each hook, and the other counts. Each that can be reached must be, often enough to mean
+//! What a run reached: verdicts, reasons and deeds at each hook, and the other counts. Each that can be reached must be, often enough to mean
 //! something; each that cannot stands here with the reason why, and must not be.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::fmt;
 
 use agent_common::{Count, Reason, hook};
 
-use super::model::Verdict;
+use super::model::{Deed, Verdict};
 
 /// Times that each verdict, reason and count must be met.
 pub const LEAST: u64 = 100;
@@ -25,11 +25,6 @@ const NO_VERDICT: &[(u32, Verdict, &str)] = &[
         TO_POD,
         Verdict::Redirect,
         "what reaches a pod through the stack goes on there",
-    ),
-    (
-        FROM_UPLINK,
-        Verdict::Redirect,
-        "what comes from outside goes to the stack, and refusals there are not answered",
     ),
 ];
 
@@ -51,7 +46,7 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
         "loadBalancerSourceRanges come with external addresses",
     ),
     (
-        &[FROM_POD, FROM_UPLINK],
+        &HOOKS,
         &[Reason::RewriteFailed],
         "a packet whose headers are whole is rewritten, and no slot of a program array is empty; rows show both",
     ),
@@ -66,9 +61,18 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
             Reason::SourceSpoofed,
             Reason::NeighbourSpoofed,
             Reason::BackendGone,
-            Reason::ClusterIpFromOutside,
         ],
-        "sources and ClusterIPs are checked where packets enter the node",
+        "sources and backends are checked where packets enter the node",
+    ),
+    (
+        &[TO_POD],
+        &[
+            Reason::NoEndpoint,
+            Reason::NoLocalEndpoint,
+            Reason::NoServicePort,
+            Reason::ServiceProtocol,
+        ],
+        "nothing is translated where a packet leaves the stack: a ClusterIP there is dropped as one that came round the hooks",
     ),
     (
         &[FROM_UPLINK],
@@ -80,7 +84,6 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
             Reason::Fragment,
             Reason::ExtensionHeader,
             Reason::IcmpError,
-            Reason::Vlan,
             Reason::Ethertype,
             Reason::NoEndpoint,
             Reason::NoLocalEndpoint,
@@ -99,15 +102,8 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
 /// Reasons that packets get at these hooks only where somebody sends what the stack would not: they may be met, and need not be.
 const RARE: &[(&[u32], &[Reason], &str)] = &[(
     &[TO_POD],
-    &[
-        Reason::NoEndpoint,
-        Reason::NoLocalEndpoint,
-        Reason::NoServicePort,
-        Reason::ServiceProtocol,
-        Reason::PortClash,
-        Reason::RewriteFailed,
-    ],
-    "the stack routes no ClusterIP to a pod's link, and no packet past its translation",
+    &[Reason::PortClash],
+    "the stack routes no packet past its translation",
 )];
 
 /// Counts that no packet can raise, and why.
@@ -129,6 +125,7 @@ pub struct Coverage {
     verdicts: BTreeMap<(u32, Verdict), u64>,
     reasons: BTreeMap<(u32, Reason), u64>,
     counts: BTreeMap<Count, u64>,
+    deeds: BTreeMap<(u32, Deed), u64>,
 }
 
 impl Coverage {
@@ -151,6 +148,11 @@ impl Coverage {
         }
     }
 
+    /// Something was done at a hook that no counter tells.
+    pub fn done(&mut self, at: u32, deed: Deed, times: u64) {
+        *self.deeds.entry((at, deed)).or_default() += times;
+    }
+
     /// Adds another's.
     pub fn add(&mut self, other: &Self) {
         for (what, times) in &other.verdicts {
@@ -161,6 +163,9 @@ impl Coverage {
         }
         for (count, times) in &other.counts {
             self.counted(*count, *times);
+        }
+        for ((at, deed), times) in &other.deeds {
+            self.done(*at, *deed, *times);
         }
     }
 
@@ -200,6 +205,11 @@ impl Coverage {
                 let what = format!("{} at {}", reason.name(), hook::name(at));
                 judge(&mut gaps, &what, met, listed(NO_REASON), least);
             }
+            for deed in Deed::ALL {
+                let met = self.deeds.get(&(at, deed)).copied().unwrap_or(0);
+                let what = format!("{deed:?} at {}", hook::name(at));
+                judge(&mut gaps, &what, met, None, least);
+            }
         }
         for count in Count::ALL {
             let why = NO_COUNT
@@ -232,6 +242,11 @@ impl fmt::Display for Coverage {
             for ((of, reason), times) in &self.reasons {
                 if *of == at {
                     write!(f, ", {} {times}", reason.name())?;
+                }
+            }
+            for ((of, deed), times) in &self.deeds {
+                if *of == at {
+                    write!(f, ", {deed:?} {times}")?;
                 }
             }
             writeln!(f)?;

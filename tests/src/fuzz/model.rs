@@ -8,25 +8,29 @@
 //! - [`flows`]: the two tables of flows: which entry a packet finds, when it holds, when it is over.
 //! - `open`: a new flow: its backend, its judgement, its entries.
 //! - `hooks`: the path of a packet through each hook.
-//! - `unknown`: packets whose flow cannot be told, by today's rule: dropped where policy is in force or a ClusterIP is the target, left
-//!   to the stack elsewhere. Who gives fragments, extension headers or ICMP errors a flow puts it there.
+//! - [`parts`]: fragments, which follow the first of their datagram.
+//! - `errors`: ICMP errors, which follow the flow that they are about.
+//! - `unknown`: packets whose flow cannot be told: dropped where policy is in force or a ClusterIP is the target, left to the stack elsewhere.
 //! - `refuse`: the answer that a refused packet is turned into.
 
 pub mod cluster;
+mod errors;
 pub mod flows;
 mod hooks;
 mod open;
+pub mod parts;
 pub mod policy;
 mod refuse;
 mod unknown;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use agent_common::{Count, Reason};
 
 use super::wire::{Ends, Wire};
 use cluster::Cluster;
 use flows::Flows;
+use parts::{Begun, Place};
 
 /// What a program returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +77,29 @@ pub struct Expected {
     pub limited: bool,
 }
 
+/// What becomes of a packet and neither a verdict, a reason nor a count tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Deed {
+    /// A fragment followed the first of its datagram.
+    FragmentFollowed,
+    /// An ICMP error passed because it is about a flow.
+    ErrorFollowed,
+    /// An ICMP error passed, and what it quotes was translated back.
+    ErrorTranslated,
+    /// The flow of a packet behind extension headers was found.
+    ChainWalked,
+}
+
+impl Deed {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [
+        Self::FragmentFollowed,
+        Self::ErrorFollowed,
+        Self::ErrorTranslated,
+        Self::ChainWalked,
+    ];
+}
+
 /// A packet and where it is.
 #[derive(Clone, Debug)]
 pub struct Arrival<'a> {
@@ -114,6 +141,8 @@ pub struct Tally {
     pub counts: BTreeMap<Count, (u64, u64)>,
     /// Drops for a reason that nobody told, by hook: one of those that a choice at random leads to.
     pub vague: BTreeMap<u32, u64>,
+    /// What else was done, by hook.
+    pub deeds: BTreeMap<(u32, Deed), u64>,
 }
 
 /// The model of one node.
@@ -123,6 +152,8 @@ pub struct Model {
     pub cluster: Cluster,
     /// What it keeps of flows.
     pub flows: Flows,
+    /// What it keeps of datagrams whose fragments are under way.
+    pub places: HashMap<Place, Begun>,
     /// What it has counted.
     pub tally: Tally,
 }
@@ -131,6 +162,11 @@ impl Model {
     /// Counts something.
     fn count(&mut self, what: Count, number: u64) {
         self.count_between(what, number, number);
+    }
+
+    /// Notes what no counter tells.
+    fn did(&mut self, at: &Arrival<'_>, deed: Deed) {
+        *self.tally.deeds.entry((at.hook, deed)).or_default() += 1;
     }
 
     fn count_between(&mut self, what: Count, least: u64, most: u64) {

@@ -59,6 +59,9 @@ pub fn make(dice: &mut Dice) -> Vec<Step> {
         if dice.chance(1) {
             steps.extend(traffic.borrowed(dice));
         }
+        if dice.chance(3) {
+            steps.extend(traffic.datagram(dice));
+        }
         if crowd && at == length / 2 {
             steps.extend(traffic.crowd(dice));
         }

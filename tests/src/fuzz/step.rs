@@ -30,6 +30,21 @@ pub enum By {
     Pod(u8),
 }
 
+/// Who makes an ICMP error about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Teller {
+    /// Whom it reached.
+    End,
+    /// A router outside, of the packet as it left the node.
+    Router,
+    /// This host, which was to forward it.
+    Host,
+    /// Somebody outside; what he quotes has been translated back already.
+    Through,
+    /// This pod, which never had it.
+    Stranger(u8),
+}
+
 /// What a packet is made from.
 #[derive(Clone)]
 pub enum Origin {
@@ -41,6 +56,8 @@ pub enum Origin {
     Again(usize),
     /// What came out of an earlier packet that was left to the stack, where the stack takes it.
     Onward(usize),
+    /// An ICMP error about an earlier packet: who makes it, of which type, and how many bytes of the transport it quotes.
+    Error(usize, Teller, usize, usize),
 }
 
 impl fmt::Debug for Origin {
@@ -56,6 +73,9 @@ impl fmt::Debug for Origin {
             Self::AnswerTo(id) => write!(f, "AnswerTo({id})"),
             Self::Again(id) => write!(f, "Again({id})"),
             Self::Onward(id) => write!(f, "Onward({id})"),
+            Self::Error(id, teller, kind, bytes) => {
+                write!(f, "Error({id}, {teller:?}, {kind}, {bytes})")
+            }
         }
     }
 }

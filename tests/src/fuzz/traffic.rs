@@ -1,12 +1,13 @@
 //! Dice for packets: mostly valid ones of flows that are opened, answered and closed, and some that nobody should send.
 
+mod datagram;
 mod story;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::machine::FAMILIES;
 use super::sequence::{Cast, PORTS};
-use super::step::{By, Edit, Origin, PacketStep, Place, Step};
+use super::step::{By, Edit, Origin, PacketStep, Place, Step, Teller};
 use super::wire;
 use crate::dice::Dice;
 use crate::packet::address::{Family, at};
@@ -46,7 +47,7 @@ impl Traffic {
     pub(super) fn packet(&mut self, dice: &mut Dice) -> Step {
         let mut edits = Vec::new();
         let of = self.recent(dice);
-        let origin = match dice.weighted(&[30, 24, 16, 14, 18]) {
+        let origin = match dice.weighted(&[30, 24, 16, 14, 14, 18]) {
             0 => {
                 let (place, packet) = self.opener(dice);
                 Origin::Frame(place, packet.bytes())
@@ -60,6 +61,7 @@ impl Traffic {
                 Origin::Again(of)
             }
             3 => Origin::Onward(of),
+            4 => self.error(dice, of),
             _ => {
                 let (place, frame) = self.strange(dice);
                 Origin::Frame(place, frame)
@@ -72,6 +74,20 @@ impl Traffic {
             edits.push(Edit::At(self.place(dice)));
         }
         self.step(origin, edits)
+    }
+
+    /// An ICMP error about a packet; of few one says too little, and few are made by whom they should not.
+    fn error(&self, dice: &mut Dice, of: usize) -> Origin {
+        let teller = match dice.weighted(&[4, 3, 3, 2, 1]) {
+            0 => Teller::End,
+            1 => Teller::Router,
+            2 => Teller::Host,
+            3 => Teller::Through,
+            _ => Teller::Stranger(*dice.pick(&self.cast.pods)),
+        };
+        let kind = *dice.pick(&[0, 0, 0, 1, 1, 2, 2, 3, 4, 5]);
+        let bytes = *dice.pick(&[8, 8, 8, 12, 17, 18, 20, 28, 64, 400, 7, 0]);
+        Origin::Error(of, teller, kind, bytes)
     }
 
     fn place(&self, dice: &mut Dice) -> Place {
@@ -168,7 +184,14 @@ impl Traffic {
                 (Place::FromPod(pod), family.pod(pod), to, any(dice))
             }
         };
-        (place, packet(dice, at(from, port), to, protocol))
+        let packet = packet(dice, at(from, port), to, protocol);
+        // In IPv4 there are none.
+        let packet = if dice.chance(15) {
+            chain(dice, packet)
+        } else {
+            packet
+        };
+        (place, packet)
     }
 
     /// What nobody should send, or what is no flow's.
@@ -247,7 +270,11 @@ impl Traffic {
                     1 => (By::Pod(pod), other),
                     _ => (By::Uplink, Self::far(dice, family)),
                 };
-                (Place::ToPod(pod, by), from, own)
+                let to = match dice.below(10) {
+                    0 => family.cluster_ip(1),
+                    _ => own,
+                };
+                (Place::ToPod(pod, by), from, to)
             }
             _ => {
                 let to = match dice.below(4) {
@@ -353,6 +380,29 @@ fn packet(dice: &mut Dice, from: SocketAddr, to: SocketAddr, protocol: u8) -> Pa
     }
 }
 
+/// Extension headers before a packet's transport, mostly such as are walked to their end.
+fn chain(dice: &mut Dice, packet: Packet) -> Packet {
+    /// Options that say nothing: padding of six bytes (RFC 8200 4.2).
+    const PADDING: [u8; 6] = [1, 4, 0, 0, 0, 0];
+    let headers = *dice.pick(&[1, 1, 1, 1, 2, 2, 2, 3, 5, 6, 7]);
+    let packet = (0..headers).fold(packet, |packet, n| match dice.below(20) {
+        0..=2 if n == 0 => packet.extension(0, &PADDING),
+        0 if headers > 2 => packet.extension(0, &PADDING),
+        // A routing header whose stops lie behind, one with a stop left, and one that RFC 5095 forbids.
+        3 | 4 => packet.extension(43, &[2, 0, 0, 0, 0, 0]),
+        5 => packet.extension(43, &[2, 1, 0, 0, 0, 0]),
+        6 if dice.chance(50) => packet.extension(43, &[0; 6]),
+        7 | 8 => packet.extension(51, &[7; 10]),
+        9 => packet.extension(60, &[0; 126]),
+        _ => packet.extension(60, &PADDING),
+    });
+    if dice.chance(15) {
+        packet.fragment(0, false)
+    } else {
+        packet
+    }
+}
+
 fn answer_flags(dice: &mut Dice) -> Option<Edit> {
     let flags = *dice.pick(&[18, 18, 18, 16, 16, 24, 17, 17, 4, 20, 2]);
     dice.chance(80).then_some(Edit::Flags(flags))
@@ -383,8 +433,10 @@ fn mutate(dice: &mut Dice, edits: &mut Vec<Edit>) {
 }
 
 fn frame_of_another_type(dice: &mut Dice) -> Vec<u8> {
-    let kind = *dice.pick(&[0x8100, 0x88a8, 0x88cc, 0x8847, 0x0027, 0x9100]);
-    Packet::frame(kind, &[0x42; 60]).bytes()
+    let kind = *dice.pick(&[0x8100, 0x8100, 0x88a8, 0x88cc, 0x8847, 0x0027, 0x9100]);
+    // A priority alone, or a VLAN.
+    let first = if dice.chance(50) { [0xe0, 0] } else { [0x42; 2] };
+    Packet::frame(kind, &[&first[..], &[0x42; 58]].concat()).bytes()
 }
 
 /// Headers that are cut short, or say more than there is.

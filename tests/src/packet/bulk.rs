@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use agent_common::{Flow, Tuple};
+use agent_common::{Flow, Fragment, FragmentKey, Tuple};
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 
@@ -86,6 +86,22 @@ impl World {
             &mut self.unreplied
         };
         Ok(table.insert(key, flow, 0)?)
+    }
+
+    /// What is kept of datagrams whose fragments are under way.
+    ///
+    /// # Errors
+    /// The kernel refuses the reading.
+    pub fn places(&self) -> Result<Vec<(FragmentKey, Fragment)>> {
+        Ok(self.fragments.iter().collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// Writes the place of a fragment that is to come.
+    ///
+    /// # Errors
+    /// The kernel refuses the write.
+    pub fn put_place(&mut self, key: FragmentKey, first: Fragment) -> Result<()> {
+        Ok(self.fragments.insert(key, first, 0)?)
     }
 
     /// What the ring holds, each event as its bytes.

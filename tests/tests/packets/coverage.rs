@@ -51,6 +51,8 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::PolicyIngress,
             Reason::Midstream,
             Reason::SourceMartian,
+            Reason::ClusterIpFromOutside,
+            Reason::PortClash,
             Reason::Fragment,
             Reason::IcmpError,
             Reason::ExtensionHeader,

@@ -2,7 +2,7 @@
 
 use agent_common::{Count, GROUP_ANY, Reason, hook, limits};
 use tests::packet::address::at;
-use tests::packet::build::{ETHERNET, Packet, tcp};
+use tests::packet::build::{ETHERNET, Packet, extension, tcp};
 use tests::packet::outcome::Via;
 use tests::packet::rules::Ports;
 use tests::packet::world::World;
@@ -39,6 +39,15 @@ fn guarded(
     w.allow(SET, GROUP_ANY, Ports::One(17, 53));
     w.allow(SET, GROUP_ANY, Ports::One(6, 80));
     (a, b)
+}
+
+/// What stands behind a header of destination options that six of them follow, before what a packet without any carries.
+fn six_and(packet: &Packet) -> Vec<u8> {
+    let transport = packet.bytes()[ETHERNET + 40..].to_vec();
+    (0..6).fold(transport, |inner, n| {
+        let next = if n == 0 { 17 } else { 60 };
+        [extension(next, 60, &PADDING), inner].concat()
+    })
 }
 
 rows! {
@@ -109,6 +118,10 @@ rows! {
             chain(udp(), 7),
             udp().extension(60, &[0; 254 + 8]),
             udp().extension(60, &[0; 126]).extension(60, &[0; 134]),
+            // The fragment header counts too, wherever it stands.
+            udp().extension(60, &[0; 254]).fragment(0, false),
+            chain(udp(), 6).fragment(0, false),
+            Packet::other(a.address, b.address, 60).data(&six_and(&udp())).fragment(0, false),
         ];
         for packet in &beyond {
             w.from_pod(&a, packet).dropped(hook::FROM_POD, Reason::ExtensionHeader);
@@ -131,6 +144,17 @@ rows! {
         let (a, b) = guarded(w);
         let long = Packet::udp(a.at(40000), b.at(53)).extension(60, &PADDING).damage(ETHERNET + 41, 5);
         w.from_pod(&a, &long).dropped(hook::FROM_POD, Reason::Malformed);
+    }
+
+    // Four bytes of a routing header, and the rest of it behind the packet's end.
+    V6 what_stands_in_a_frame_behind_its_packet_is_no_header(w) {
+        let (a, b) = guarded(w);
+        let c = w.pod(3);
+        for route in [[0; 6], [2, 1, 0, 0, 0, 0]] {
+            let cut = |packet: Packet| packet.extension(43, &route).damage(ETHERNET + 5, 2);
+            w.from_pod(&a, &cut(Packet::udp(a.at(40000), b.at(53)))).dropped(hook::FROM_POD, Reason::Malformed);
+            w.from_pod(&c, &cut(Packet::udp(c.at(40000), b.at(53)))).passes_untouched();
+        }
     }
 
     V6 hop_by_hop_options_stand_first_or_nowhere(w) {

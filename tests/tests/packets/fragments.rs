@@ -177,6 +177,27 @@ rows! {
         assert_eq!((w.entries(), w.datagrams()), (0, 0));
     }
 
+    // RFC 7112: what the rest of the chain says would come with the second.
+    V6 a_first_fragment_needs_all_headers_up_to_its_transport(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        for options in [[17, 3, 1, 4, 0, 0, 0, 0], [60, 0, 1, 4, 0, 0, 0, 0]] {
+            let cut = Packet::other(a.address, b.address, 60).data(&options).fragment(0, true);
+            w.from_pod(&a, &cut).dropped(hook::FROM_POD, Reason::Fragment);
+        }
+        assert_eq!(w.datagrams(), 0);
+    }
+
+    BOTH what_is_left_to_the_stack_as_it_is_leaves_no_place_behind(w) {
+        let (_, b) = guarded(w, 17, 53);
+        let parts = large(Packet::udp(at(w.family.outside(1), 40000), b.at(53)));
+        w.to_pod(&b, Via::Uplink, &parts[0]).passes_untouched();
+        // No whole units: the host's own affair, and none of the datagram's before it.
+        let uneven = Packet::other(w.family.host(), b.address, 17).data(&[0; 13]).fragment(0, true);
+        w.to_pod(&b, Via::Host, &uneven).passes_untouched();
+        w.to_pod(&b, Via::Uplink, &parts[1]).passes_untouched();
+        assert_eq!(w.datagrams(), 1);
+    }
+
     BOTH nothing_follows_what_is_denied(w) {
         let (a, b) = guarded(w, 17, 53);
         let parts = large(Packet::udp(a.at(40000), b.at(54)));

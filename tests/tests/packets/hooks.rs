@@ -3,6 +3,7 @@
 use agent_common::{Count, GROUP_ANY, Reason, THIS_HOST, flow_flag, hook, pod_flag};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
+use tests::packet::flows::tuple;
 use tests::packet::outcome::Via;
 use tests::packet::rules::Ports;
 
@@ -135,6 +136,48 @@ rows! {
         w.from_uplink(&Packet::syn(far, vip)).rejected_at(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
         w.from_uplink(&Packet::udp(far, vip).fragment(0, true)).rejected_at(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
         w.from_uplink(&Packet::udp(far, vip).fragment(2, true)).dropped(hook::FROM_UPLINK, Reason::ClusterIpFromOutside);
+    }
+
+    // The stack routes none there unless somebody makes it: nothing is translated behind it.
+    BOTH a_cluster_ip_that_comes_round_to_a_pods_link_is_dropped_and_disturbs_nobody(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let (vip, far) = (at(w.family.cluster_ip(1), 80), at(w.family.outside(1), 1000));
+        w.service(vip, 6, &[b.at(8080)]);
+        w.service(vip, 17, &[b.at(8080)]);
+        let packet = Packet::udp(a.at(40000), vip);
+        w.from_pod(&a, &packet).delivered_to(&b);
+        for answered in [false, true] {
+            w.to_pod(&b, Via::Pod(&a), &packet).dropped(hook::TO_POD, Reason::ClusterIpFromOutside);
+            w.to_pod(&b, Via::Host, &packet).passes_untouched();
+            let known = if answered { w.answered(17, a.at(40000), vip) } else { w.waiting(17, a.at(40000), vip) };
+            assert!(known.is_some());
+            w.from_pod(&b, &Packet::udp(b.at(8080), a.at(40000))).delivered_to(&a).shows(vip, a.at(40000));
+        }
+        for packet in [Packet::syn(far, vip), Packet::ack(far, vip), Packet::udp(far, vip), Packet::ping(far.ip(), vip.ip(), 7)] {
+            w.to_pod(&b, Via::Uplink, &packet).dropped(hook::TO_POD, Reason::ClusterIpFromOutside);
+            w.to_pod(&b, Via::Host, &packet).passes_untouched().counted(Count::FlowCreated, 0);
+        }
+        assert_eq!(w.entries(), 2);
+    }
+
+    // A flow whose port was rewritten begins with the ends of the one that it clashed with.
+    BOTH a_packet_whose_ends_are_a_live_flow_of_others_ends_at_once(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 80);
+        w.service(vip, 6, &[b.at(8080)]);
+        w.from_pod(&a, &Packet::syn(a.at(40000), vip)).delivered_to(&b);
+        let direct = Packet::syn(a.at(40000), b.at(8080));
+        assert_ne!(w.from_pod(&a, &direct).delivered_to(&b).seen().source.port(), 40000);
+        w.evict_waiting(&tuple(6, a.at(40000), vip));
+        w.evict_waiting(&tuple(6, b.at(8080), a.at(40000)));
+        w.to_pod(&b, Via::Pod(&a), &direct).dropped(hook::TO_POD, Reason::PortClash);
+        w.to_pod(&b, Via::Host, &direct).passes_untouched();
+        assert_eq!(w.entries(), 2);
+        // What is left of a flow that was evicted is in nobody's way.
+        let port = u16::from_be(w.waiting(6, a.at(40000), b.at(8080)).unwrap().new_source_port_be);
+        w.evict_waiting(&tuple(6, b.at(8080), a.at(port)));
+        w.to_pod(&b, Via::Pod(&a), &direct).passes_untouched().counted(Count::FlowCreated, 1);
+        assert_eq!(w.entries(), 2);
     }
 
     BOTH a_first_packet_from_outside_waits_for_its_answer(w) {

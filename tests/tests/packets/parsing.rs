@@ -143,6 +143,18 @@ rows! {
         }
     }
 
+    V6 nobodys_address_is_no_source_either(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = w.family.cluster_ip(1);
+        w.cluster_ip(vip).unwrap();
+        let nobody = Ipv6Addr::UNSPECIFIED.into();
+        for to in [vip, b.address, w.family.outside(1), nobody] {
+            for (packet, _) in unjudged(nobody, to) {
+                w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::SourceSpoofed);
+            }
+        }
+    }
+
     V4 other_kinds_of_frames_pass_without_policy_only(w) {
         let a = w.pod(1);
         let lldp = Packet::frame(0x88cc, &[0; 50]);

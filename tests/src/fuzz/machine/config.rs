@@ -332,7 +332,7 @@ impl Machine {
         }
     }
 
-    /// Lets time go by: every flow was last seen so many ticks earlier.
+    /// Lets time go by: every flow was last seen, and every datagram begun, so many ticks earlier.
     fn age(&mut self, ticks: u32) -> Result<()> {
         let tables = self.world.tables()?;
         for (answered, entries) in [true, false].into_iter().zip(tables) {
@@ -340,6 +340,13 @@ impl Machine {
                 flow.last_seen = flow.last_seen.saturating_sub(ticks);
                 self.world.put_entry(answered, key, flow)?;
             }
+        }
+        for (key, mut first) in self.world.places()? {
+            first.begun = first.begun.saturating_sub(ticks);
+            self.world.put_place(key, first)?;
+        }
+        for begun in self.model.places.values_mut() {
+            begun.tick = begun.tick.saturating_sub(ticks);
         }
         let flows = &mut self.model.flows;
         for half in flows

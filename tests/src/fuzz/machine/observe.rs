@@ -1,12 +1,15 @@
 //! What the programs did, as it can be seen: verdict, packet out, events, tables, counters.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use agent_common::{Count, NO_BACKEND, Reason, count_index, drop_index, hook};
+use agent_common::{
+    Count, Fragment, FragmentKey, NO_BACKEND, Reason, count_index, drop_index, hook,
+};
 use anyhow::Result;
 
 use super::super::coverage::Coverage;
 use super::super::model::flows::{Half, ends_of};
+use super::super::model::parts::{Begun, Place};
 use super::super::model::{Chance, Told, Verdict};
 use super::super::wire::{Ends, Kind, Wire};
 use super::{Difference, LIMITED, Machine};
@@ -78,7 +81,8 @@ impl Machine {
                 half.new_from.port(),
             ))
         };
-        let none = matches!(wire.kind, Kind::Unknown(_)) || observed.verdict == Some(Verdict::Drop);
+        let none = !matches!(wire.kind, Kind::Flow | Kind::Link)
+            || observed.verdict == Some(Verdict::Drop);
         Chance {
             made: if none {
                 None
@@ -120,6 +124,35 @@ impl Machine {
                 }
             }
         }
+        self.places_differ()
+    }
+
+    /// Holds what is kept of datagrams under way against the model's.
+    fn places_differ(&self) -> Result<Option<Difference>> {
+        let there: BTreeMap<Place, Begun> = self
+            .world
+            .places()?
+            .iter()
+            .map(|(key, first)| (place_of(key), begun_of(first)))
+            .collect();
+        let known = &self.model.places;
+        let all: BTreeSet<&Place> = there.keys().chain(known.keys()).collect();
+        for place in all {
+            let (is, should) = (there.get(place), known.get(place));
+            let same = match (is, should) {
+                (Some(is), Some(should)) => {
+                    let tick = is.tick.abs_diff(should.tick) <= TURN;
+                    tick && (is.ports, is.protocol) == (should.ports, should.protocol)
+                }
+                _ => false,
+            };
+            if !same {
+                return Ok(Some(Difference {
+                    what: "another entry in fragments".to_owned(),
+                    detail: format!("  {place:?}\n  is:       {is:?}\n  expected: {should:?}\n"),
+                }));
+            }
+        }
         Ok(None)
     }
 
@@ -155,6 +188,9 @@ impl Machine {
                 let name = format!("drops at {}", hook::name(at));
                 return Ok(differ(name, strays, 0, vague));
             }
+        }
+        for ((at, deed), times) in &tally.deeds {
+            coverage.done(*at, *deed, *times);
         }
         for count in Count::ALL {
             let is = rose(count_index(*count));
@@ -194,5 +230,30 @@ fn same(is: Option<&Half>, should: Option<&Half>) -> bool {
         }
         (None, None) => true,
         _ => false,
+    }
+}
+
+/// The place that an element's key stands for.
+fn place_of(key: &FragmentKey) -> Place {
+    const UNIT: usize = 8;
+    Place {
+        from: key.source.into(),
+        to: key.destination.into(),
+        id: u32::from_be(key.id_be),
+        shared: key.protocol,
+        at: usize::from(key.offset) * UNIT,
+        hook: key.hook.into(),
+    }
+}
+
+/// What an element says of its datagram's first fragment.
+fn begun_of(first: &Fragment) -> Begun {
+    Begun {
+        ports: (
+            u16::from_be(first.source_port_be),
+            u16::from_be(first.destination_port_be),
+        ),
+        protocol: first.protocol,
+        tick: first.begun,
     }
 }

@@ -1,19 +1,34 @@
 //! The path of a packet through each hook (ARCHITECTURE.md, "The path of a packet").
 
-use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits};
+use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook};
 
 use super::super::wire::{self, Ends, Kind};
+use super::cluster::Pod;
 use super::flows::{Half, reopens};
 use super::open::{Opened, Opening};
 use super::policy::Question;
-use super::{Arrival, Expected, Model, Told, Verdict};
-
-/// Tail calls that the kernel allows one packet (`MAX_TAIL_CALL_CNT`).
-const ROUNDS: u64 = 33;
+use super::{Arrival, Deed, Expected, Model, Told, Verdict};
 
 impl Model {
     /// What must become of a packet; the model has seen it then.
     pub fn see(&mut self, at: &Arrival<'_>) -> Expected {
+        let at = &Arrival {
+            wire: self.put_together(at),
+            ..at.clone()
+        };
+        let came = self.enters(at);
+        // Of a link that is nobody's nothing is kept; what an uplink brings leaves something only where its flow is known.
+        if at.hook != hook::FROM_UPLINK && self.cluster.links.contains_key(&at.ifindex) {
+            self.leaves(at, &came);
+        }
+        let found = at.wire.kind == Kind::Flow && came.verdict != Verdict::Drop && !came.limited;
+        if found && !at.wire.v4 && at.wire.walked && at.wire.part.is_none() {
+            self.did(at, Deed::ChainWalked);
+        }
+        came
+    }
+
+    fn enters(&mut self, at: &Arrival<'_>) -> Expected {
         match at.hook {
             hook::FROM_POD => self.from_pod(at),
             hook::TO_POD => self.to_pod(at),
@@ -48,12 +63,8 @@ impl Model {
     /// Sends a packet on by a half: into a pod, which is a hop, or on to the stack; rewritten where the half says so.
     fn sends(&self, at: &Arrival<'_>, half: &Half) -> Expected {
         let mut out = Self::passes(at);
-        let target = half
-            .deliver
-            .and_then(|slot| self.cluster.pods.get(&slot))
-            .filter(|pod| pod.ifindex != 0);
         // The stack answers that the time is exceeded, about the packet as its sender knows it.
-        if target.is_some() && at.wire.hops <= 1 {
+        if self.target(half).is_some() && at.wire.hops <= 1 {
             return out;
         }
         if half.translated {
@@ -64,13 +75,27 @@ impl Model {
             };
             wire::translate(&mut out.frame, &at.wire, to);
         }
-        if let Some(pod) = target {
+        self.redirects(at, half, &mut out);
+        out
+    }
+
+    /// The pod that packets of a half are redirected into.
+    fn target(&self, half: &Half) -> Option<&Pod> {
+        half.deliver
+            .and_then(|slot| self.cluster.pods.get(&slot))
+            .filter(|pod| pod.ifindex != 0)
+    }
+
+    /// Into the pod that the half names, which is a hop, if the packet has one left.
+    pub(super) fn redirects(&self, at: &Arrival<'_>, half: &Half, out: &mut Expected) {
+        if let Some(pod) = self.target(half)
+            && at.wire.hops > 1
+        {
             wire::hop(&mut out.frame, at.wire.v4);
             out.frame[..6].copy_from_slice(&pod.mac);
             out.frame[6..12].copy_from_slice(&pod.host_mac);
             out.verdict = Verdict::Redirect;
         }
-        out
     }
 
     /// A packet of a flow that goes the way of `ends` and is sent by what their half says.
@@ -122,6 +147,7 @@ impl Model {
         let ends = at.wire.ends;
         // An answered flow whose entry holds: the interface is the source check.
         if at.wire.kind == Kind::Flow
+            && !at.wire.walked
             && let Some(half) = self.flows.answered.get(&ends)
             && half.enters == at.ifindex
             && self.judged(half, at.ifindex)
@@ -134,8 +160,15 @@ impl Model {
             return Self::passes(at);
         };
         match at.wire.kind {
+            // RFC 5095: it leaves no pod.
+            _ if at.wire.visits => {
+                return self.unknown_from_pod(at, here, Reason::ExtensionHeader, true);
+            }
             Kind::Link if self.stays_on_link(at) => return self.neighbour(at, here),
-            Kind::Unknown(reason) => return self.unknown_from_pod(at, here, reason),
+            Kind::Unknown(Reason::IcmpError) => return self.error_from_pod(at, here),
+            Kind::Unknown(reason) => return self.unknown_from_pod(at, here, reason, false),
+            Kind::Never(reason) => return self.unknown_from_pod(at, here, reason, true),
+            Kind::Later => return self.unknown_from_pod(at, here, Reason::Fragment, true),
             Kind::Flow | Kind::Link => {}
         }
         if !self.cluster.sends_as(here, ends.from.ip()) {
@@ -167,12 +200,16 @@ impl Model {
                     }
                     return self.goes_on(at, ends);
                 }
-                if ends.protocol == wire::TCP && !at.wire.opens() {
+                if ends.protocol == wire::TCP && !at.wire.opens() && !at.wire.follows {
                     self.forget(ends, half.partner(ends.protocol));
                     return self.refuses(at, Reason::BackendGone);
                 }
             }
             self.forget(ends, half.partner(ends.protocol));
+        }
+        if at.wire.follows {
+            // The flow of its first is not there any more, and it can open none.
+            return self.drops(at, Reason::Fragment);
         }
         if ends.protocol == wire::TCP && !at.wire.opens() {
             if self.cluster.is_cluster_ip(ends.to.ip()) {
@@ -212,6 +249,7 @@ impl Model {
         let host = at.ingress == 0;
         let borrowed = |half: &Half| half.host && half.reply && !host;
         if at.wire.kind == Kind::Flow
+            && !at.wire.walked
             && let Some(half) = self.flows.answered.get(&ends)
             && self.judged(half, at.ifindex)
             && !reopens(half, &at.wire)
@@ -225,8 +263,13 @@ impl Model {
         };
         match at.wire.kind {
             Kind::Link => return Self::passes(at),
-            Kind::Unknown(_) if host => return Self::passes(at),
-            Kind::Unknown(reason) => return self.unknown_to_pod(at, here, reason),
+            Kind::Unknown(Reason::IcmpError) => return self.error_to_pod(at, here),
+            // The host reaches its pods whatever policy says.
+            Kind::Unknown(_) | Kind::Never(_) | Kind::Later if host => return Self::passes(at),
+            Kind::Unknown(reason) | Kind::Never(reason) => {
+                return self.unknown_to_pod(at, here, reason);
+            }
+            Kind::Later => return self.unknown_to_pod(at, here, Reason::Fragment),
             Kind::Flow => {}
         }
         if host && self.host_answers(at) {
@@ -255,6 +298,13 @@ impl Model {
                 return Self::passes(at);
             }
             self.forget(ends, half.partner(ends.protocol));
+        }
+        if at.wire.follows {
+            return if host {
+                Self::passes(at)
+            } else {
+                self.unknown_to_pod(at, here, Reason::Fragment)
+            };
         }
         let enters = match self.cluster.slot_of(at.wire.ends.from.ip()) {
             _ if host => THIS_HOST,
@@ -306,64 +356,76 @@ impl Model {
     fn from_uplink(&mut self, at: &Arrival<'_>) -> Expected {
         let ends = at.wire.ends;
         if at.wire.kind == Kind::Flow
+            && !at.wire.walked
             && let Some(half) = self.flows.answered.get(&ends)
             && half.enters == 0
         {
             return self.goes_on(at, ends);
         }
-        if matches!(
-            at.wire.kind,
-            Kind::Link | Kind::Unknown(Reason::Vlan | Reason::Ethertype)
-        ) {
-            return Self::passes(at);
+        match at.wire.kind {
+            Kind::Never(Reason::Vlan) => return self.drops(at, Reason::Vlan),
+            Kind::Unknown(Reason::Vlan | Reason::Ethertype) => return Self::passes(at),
+            Kind::Link if !at.wire.walked => return Self::passes(at),
+            _ if !at.wire.addressed => return Self::passes(at),
+            _ => {}
         }
         let source = ends.from.ip();
         let kind = self.cluster.kind_of(ends.to.ip());
+        let to_host = kind == Some(address_kind::HOST);
         let ours = matches!(
             self.cluster.kind_of(source),
             Some(address_kind::LOCAL_POD | address_kind::HOST)
         );
-        // The stack has its own check for what this host keeps.
-        if kind != Some(address_kind::HOST)
-            && (ours || source.is_loopback() || is_multicast(source))
-        {
+        // The stack has its own check for what this host keeps, and puts that together itself.
+        if !to_host && (ours || source.is_loopback() || is_multicast(source)) {
             return self.drops(at, Reason::SourceMartian);
         }
+        match at.wire.kind {
+            _ if to_host && at.wire.walked => return Self::passes(at),
+            Kind::Link => return Self::passes(at),
+            Kind::Unknown(Reason::IcmpError) if !to_host => return self.error_from_uplink(at),
+            _ => {}
+        }
         if at.wire.kind == Kind::Flow
-            && let Some(half) = self.flows.waiting.get(&ends).copied()
+            && let Some(half) = self.flows.find(&ends).copied()
         {
             if half.enters != 0 {
                 return self.drops(at, Reason::SourceMartian);
             }
-            if !half.reply {
+            let waits = !self.flows.answered.contains_key(&ends);
+            if waits && !half.reply {
                 return Self::passes(at);
             }
-            if !self.promote(half.partner(ends.protocol), ends) {
-                return self.goes_on(at, ends);
-            }
-            // It was put there a moment ago: the next packet says that it lives.
-            self.closes(at, ends, true, false);
-            return self.sends(at, &half);
+            let out = if waits && self.promote(half.partner(ends.protocol), ends) {
+                // It was put there a moment ago: the next packet says that it lives.
+                self.closes(at, ends, true, false);
+                self.sends(at, &half)
+            } else {
+                self.goes_on(at, ends)
+            };
+            self.leaves(at, &out);
+            return out;
         }
         if kind == Some(address_kind::CLUSTER_IP) {
-            return self.drops(at, Reason::ClusterIpFromOutside);
+            return if at.wire.kind == Kind::Flow && !at.wire.follows {
+                self.refuses(at, Reason::ClusterIpFromOutside)
+            } else {
+                self.drops(at, Reason::ClusterIpFromOutside)
+            };
         }
         Self::passes(at)
     }
 
-    /// There is a flow with these ends already. What was left of one that was evicted is gone now, and the packet begins anew; where its ends
-    /// are another flow's answers, the programs look again and again, until the kernel's limit of tail calls ends it.
+    /// There is a flow with these ends already. What was left of one that was evicted is gone now, and the packet begins anew. Where its ends are those
+    /// of a live flow of others, it has no place; this host's packets reach their pod all the same.
     fn looks_again(&mut self, at: &Arrival<'_>) -> Expected {
         if !self.flows.waiting.contains_key(&at.wire.ends) {
-            return self.see(at);
+            return self.enters(at);
         }
-        // Each time a backend is chosen anew, where the packet is for a service.
-        self.count_between(Count::BackendChosen, 0, ROUNDS);
-        self.count_between(Count::Clash, 0, ROUNDS * u64::from(limits::BACKEND_TRIES));
-        Expected {
-            told: None,
-            ..self.drops(at, Reason::RewriteFailed)
+        if at.ingress == 0 {
+            return Self::passes(at);
         }
+        self.drops(at, Reason::PortClash)
     }
 }
 

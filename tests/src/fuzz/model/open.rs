@@ -1,6 +1,6 @@
 //! A new flow: where it goes, whether it may, and its two halves.
 
-use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, limits, pod_flag};
+use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits, pod_flag};
 
 use super::super::wire::{self, Ends};
 use super::flows::{Half, over};
@@ -58,6 +58,10 @@ impl Model {
     fn choose(&mut self, at: &Arrival<'_>, opening: &Opening) -> Result<Half, Reason> {
         let ends = opening.ends;
         let plain = Half::plain(ends);
+        // What comes up through the stack is past its translation: a ClusterIP there is nobody's whom the packet could reach.
+        if at.hook == hook::TO_POD && self.cluster.is_cluster_ip(ends.to.ip()) {
+            return Err(Reason::ClusterIpFromOutside);
+        }
         let Some(frontend) = self.cluster.frontend(ends, has_ports(ends.protocol)) else {
             if self.free(at, ends, &plain) {
                 self.clear(ends, &plain);
@@ -227,7 +231,7 @@ impl Model {
         let (Some(a), Some(b)) = (pod(half.opener), pod(half.responder)) else {
             return false;
         };
-        at.hook == agent_common::hook::FROM_POD
+        at.hook == hook::FROM_POD
             && !half.midstream
             && a.flags & b.flags & pod_flag::REDIRECT != 0
             // What a router sends on for somebody else stays in the stack, which knows the way back.

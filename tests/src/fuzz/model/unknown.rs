@@ -1,5 +1,6 @@
-//! Packets whose flow cannot be told (fragments, extension headers, ICMP errors, tags, what is cut short), and what only neighbours send
-//! each other. Today's rule for the first: dropped where policy is in force or a ClusterIP is the target, else left to the stack.
+//! Packets whose flow cannot be told (fragments that follow nothing, endless chains of extension headers, ICMP errors about nobody's packet, tags, what
+//! is cut short), and what only neighbours send each other. The first are dropped where policy is in force or a ClusterIP is the target, else left to
+//! the stack; some are never sent by a pod.
 
 use std::net::IpAddr;
 
@@ -9,17 +10,16 @@ use super::hooks::is_multicast;
 use super::{Arrival, Expected, Model};
 
 impl Model {
-    /// A pod sends something whose flow cannot be told.
+    /// A pod sends something whose flow cannot be told. `never`: nobody may, whatever policy says.
     pub(super) fn unknown_from_pod(
         &mut self,
         at: &Arrival<'_>,
         here: u32,
         reason: Reason,
+        never: bool,
     ) -> Expected {
         let (source, destination) = (at.wire.ends.from.ip(), at.wire.ends.to.ip());
-        // `::` is also what a frame without addresses shows.
-        let addressed = !matches!(reason, Reason::Vlan | Reason::Ethertype)
-            && source != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        let addressed = at.wire.addressed;
         if addressed && !self.cluster.sends_as(here, source) {
             return self.drops(at, Reason::SourceSpoofed);
         }
@@ -27,7 +27,8 @@ impl Model {
             .cluster
             .slot_of(destination)
             .is_some_and(|slot| self.cluster.enforced(slot));
-        if self.cluster.enforced(here)
+        if never
+            || self.cluster.enforced(here)
             || (addressed && (self.cluster.is_cluster_ip(destination) || target_enforced))
         {
             return self.drops(at, reason);
