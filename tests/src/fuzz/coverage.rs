@@ -20,13 +20,11 @@ const HOOKS: [u32; 3] = [FROM_POD, TO_POD, FROM_UPLINK];
 const VERDICTS: [Verdict; 3] = [Verdict::Next, Verdict::Drop, Verdict::Redirect];
 
 /// Verdicts that no packet can get, and why.
-const NO_VERDICT: &[(u32, Verdict, &str)] = &[
-    (
-        TO_POD,
-        Verdict::Redirect,
-        "what reaches a pod through the stack goes on there",
-    ),
-];
+const NO_VERDICT: &[(u32, Verdict, &str)] = &[(
+    TO_POD,
+    Verdict::Redirect,
+    "what reaches a pod through the stack goes on there",
+)];
 
 /// Reasons that no packet can get at these hooks, and why.
 const NO_REASON: &[(&[u32], &[Reason], &str)] = &[

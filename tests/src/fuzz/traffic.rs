@@ -435,7 +435,11 @@ fn mutate(dice: &mut Dice, edits: &mut Vec<Edit>) {
 fn frame_of_another_type(dice: &mut Dice) -> Vec<u8> {
     let kind = *dice.pick(&[0x8100, 0x8100, 0x88a8, 0x88cc, 0x8847, 0x0027, 0x9100]);
     // A priority alone, or a VLAN.
-    let first = if dice.chance(50) { [0xe0, 0] } else { [0x42; 2] };
+    let first = if dice.chance(50) {
+        [0xe0, 0]
+    } else {
+        [0x42; 2]
+    };
     Packet::frame(kind, &[&first[..], &[0x42; 58]].concat()).bytes()
 }
 

@@ -129,13 +129,7 @@ impl Model {
     }
 
     /// The error goes the way of `half`. `directly`: by redirect, where the flow's packets go so.
-    fn tells(
-        &mut self,
-        at: &Arrival<'_>,
-        quote: &Quote,
-        half: &Half,
-        directly: bool,
-    ) -> Expected {
+    fn tells(&mut self, at: &Arrival<'_>, quote: &Quote, half: &Half, directly: bool) -> Expected {
         let mut out = Self::passes(at);
         if half.translated {
             let inner = Ends {

@@ -109,11 +109,5 @@ fn unreachable(at: &Arrival<'_>) -> Vec<u8> {
         ([1, 4], LONGEST_V6 - 48)
     };
     let quote = &at.frame[ETHERNET..ETHERNET + wire.said.min(room)];
-    wire::error(
-        &macs(at.frame),
-        ends.to.ip(),
-        ends.from.ip(),
-        code,
-        quote,
-    )
+    wire::error(&macs(at.frame), ends.to.ip(), ends.from.ip(), code, quote)
 }

@@ -60,7 +60,11 @@ fn spoil(dice: &mut Dice, packet: &Packet, size: usize, parts: &mut Vec<Packet>)
         3 => parts.push(parts[place].clone()),
         4 => parts.insert(place, parts[place].clone()),
         // It begins where it should not, or ends so.
-        5 => parts[place] = parts[place].clone().fragment(offset.wrapping_sub(1) & 0x1fff, true),
+        5 => {
+            parts[place] = parts[place]
+                .clone()
+                .fragment(offset.wrapping_sub(1) & 0x1fff, true)
+        }
         6 => parts[place] = parts[place].clone().data(&[0x5b; 13]),
         7 => parts[place] = parts[place].clone().fragment(8_190, false),
         8 => parts[place] = parts[place].clone().id(9),

@@ -216,7 +216,7 @@ fn walk(ip: &[u8], wire: &mut Wire) -> Kind {
         if kind == FRAGMENT {
             let word = be16(header, 2);
             let part = Part {
-                id: u32::from(be16(header, 4)) << 16 | u32::from(be16(header, 6)),
+                id: (u32::from(be16(header, 4)) << 16) | u32::from(be16(header, 6)),
                 shared: 0,
                 at: usize::from(word & !7),
                 length: wire.total - wire.header,

@@ -52,7 +52,11 @@ fn transport_wrong_by(v4: bool, ends: Ends, transport: &[u8]) -> Option<u64> {
     if ends.protocol == UDP && be16(transport, at) == 0 {
         return None;
     }
-    let extra = if over { pseudo(ends, transport.len()) } else { 0 };
+    let extra = if over {
+        pseudo(ends, transport.len())
+    } else {
+        0
+    };
     Some((words(transport) + extra) % 0xffff)
 }
 
@@ -176,7 +180,11 @@ pub fn seal(frame: &mut [u8]) {
         return;
     }
     put16(frame, start + at, 0);
-    let extra = if over { pseudo(wire.ends, end - start) } else { 0 };
+    let extra = if over {
+        pseudo(wire.ends, end - start)
+    } else {
+        0
+    };
     let mut sum = complement(words(&frame[start..end]) + extra);
     if wire.ends.protocol == UDP && sum == 0 {
         sum = 0xffff;

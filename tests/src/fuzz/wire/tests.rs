@@ -93,7 +93,14 @@ fn fragments_tell_their_place_and_their_flow_only_in_the_first() {
             let part = wire.part.expect("a fragment");
             assert_eq!((part.at, part.length), (16 * n, 16), "{wire:?}");
             assert_eq!(part.more, n + 1 < parts.len());
-            assert_eq!(part.id, if family == Family::V4 { 0x1234 << 16 } else { 0x1234 });
+            assert_eq!(
+                part.id,
+                if family == Family::V4 {
+                    0x1234 << 16
+                } else {
+                    0x1234
+                }
+            );
             let first = n == 0;
             assert_eq!(wire.kind, if first { Kind::Flow } else { Kind::Later });
             assert_eq!(wire.ends.to.port(), if first { 53 } else { 0 });
@@ -111,8 +118,14 @@ fn a_chain_is_walked_to_its_limits() {
     assert_eq!(kind(six.extension(60, &[0; 6])), beyond);
     assert_eq!(kind(udp().extension(60, &[0; 254])), Kind::Flow);
     assert_eq!(kind(udp().extension(60, &[0; 254 + 8])), beyond);
-    assert_eq!(kind(udp().extension(60, &[0; 254]).fragment(0, false)), beyond);
-    assert_eq!(kind(udp().extension(60, &[0; 6]).extension(0, &[0; 6])), beyond);
+    assert_eq!(
+        kind(udp().extension(60, &[0; 254]).fragment(0, false)),
+        beyond
+    );
+    assert_eq!(
+        kind(udp().extension(60, &[0; 6]).extension(0, &[0; 6])),
+        beyond
+    );
     assert_eq!(kind(udp().extension(43, &[2, 1, 0, 0, 0, 0])), beyond);
     assert_eq!(kind(udp().extension(51, &[7; 22])), Kind::Flow);
     let long = udp().extension(60, &[0; 6]).damage(ETHERNET + 41, 9);
@@ -138,9 +151,8 @@ fn an_error_written_anew_quotes_the_packet_as_it_was_and_its_sums_stay() {
                     let end = (read(frame).transport() + cut).min(frame.len());
                     frame[ETHERNET..end].to_vec()
                 };
-                let told = |from, packet: &[u8]| {
-                    error(&[0; 12], from, client.ip(), code, &quote(packet))
-                };
+                let told =
+                    |from, packet: &[u8]| error(&[0; 12], from, client.ip(), code, &quote(packet));
                 let mut frame = told(server.ip(), &went);
                 let wire = read(&frame);
                 let inner = quoted(&frame, &wire).expect("a quote");
@@ -154,7 +166,13 @@ fn an_error_written_anew_quotes_the_packet_as_it_was_and_its_sums_stay() {
                 let wire = read(&frame);
                 assert_eq!(wrong_by(&frame, &wire), (0, Some(0)));
             }
-            let short = error(&[0; 12], server.ip(), client.ip(), code, &went[ETHERNET..ETHERNET + 27]);
+            let short = error(
+                &[0; 12],
+                server.ip(),
+                client.ip(),
+                code,
+                &went[ETHERNET..ETHERNET + 27],
+            );
             assert!(quoted(&short, &read(&short)).is_none());
         }
     }
