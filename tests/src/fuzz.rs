@@ -10,7 +10,7 @@
 //! - [`step`]: what a sequence is made of. [`sequence`] and [`traffic`] throw the dice for one: a cluster, then mostly valid flows, opened, answered,
 //!   translated, closed, used again, with changes of policies, epochs and backends between, and mutations.
 //! - [`machine`]: does each step to both sides. Of each packet the return code, every byte that comes out, its sums and what the ring tells
-//!   are compared; behind each sequence both tables of flows, entry by entry, and all counters.
+//!   are compared; behind each sequence both tables of flows, entry by entry, what is kept of fragments, and all counters.
 //! - [`shrink`]: of a sequence that shows a difference the shortest that shows the same.
 //! - [`coverage`]: fails a run that met a verdict or a reason too seldom.
 //!
