@@ -45,12 +45,18 @@ extern "C" fn choose_ends(work: *mut Work) -> u32 {
     work.forward.new_destination = work.forward_key.destination;
     work.forward.new_destination_port_be = work.forward_key.destination_port_be;
     let entry = Maps.address(&work.forward_key.destination);
-    if work.hook == hook::TO_POD
+    let found_midway = work.flags & flow_flag::MIDSTREAM != 0;
+    if (work.hook == hook::TO_POD || found_midway)
         && matches!(entry, Some(entry) if entry.kind == address_kind::CLUSTER_IP)
         && !crate::mutant::removed!("cluster-ip-at-pod")
     {
-        // What leaves the stack by a pod's link is past its translation: a backend that is chosen here would get nothing.
-        return Reason::ClusterIpFromOutside as u32;
+        // What leaves the stack by a pod's link is past its translation, and a connection that is found in its middle has a backend already: one that
+        // is chosen here would be another.
+        return if found_midway {
+            Reason::Midstream
+        } else {
+            Reason::ClusterIpFromOutside
+        } as u32;
     }
     let port_be = if protocol::has_ports(kind) {
         work.forward_key.destination_port_be

@@ -139,12 +139,21 @@ impl Machine {
         };
         let wire = wire::read(&frame);
         let tick = flows::now();
+        let before = if self.spent {
+            self.world.counted()?
+        } else {
+            Vec::new()
+        };
         let (code, out) = self
             .world
             .pass(program, ifindex, ingress, &frame)
             .with_context(|| format!("packet {} at {place:?}: {frame:02x?}", step.id))?;
         let events = self.world.raw_events();
         let observed = Observed::new(code, out, &events);
+        let mut chance = self.chance(&wire, &observed);
+        if self.spent && observed.silent_drop() {
+            self.find_out(at_hook, &before, &mut chance)?;
+        }
         let arrival = Arrival {
             hook: at_hook,
             ifindex,
@@ -152,7 +161,7 @@ impl Machine {
             frame: &frame,
             wire,
             tick,
-            chance: self.chance(&wire, &observed),
+            chance,
         };
         let expected = self.model.see(&arrival);
         if let Some(verdict) = observed.verdict {

@@ -120,16 +120,18 @@ pub struct Arrival<'a> {
 }
 
 /// What is known of a choice at random, from what came of it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Chance {
     /// Of a flow that was made, by its opener's packets: backend and client's port.
     pub made: Option<(Ends, Option<u32>, u16)>,
     /// Of a flow that was not: the backend it would have had, as the ring tells it.
     pub told_backend: Option<u32>,
-    /// The reason that the ring tells.
+    /// The reason that the ring tells, or, where a limit kept it from that, a counter.
     pub told_reason: Option<Reason>,
     /// The ring told something.
     pub told: bool,
+    /// Where it did not: halves that are gone since the packet before.
+    pub vanished: Vec<Ends>,
 }
 
 /// What was counted in a sequence, as far as it is certain.
@@ -139,8 +141,6 @@ pub struct Tally {
     pub drops: BTreeMap<(u32, Reason), u64>,
     /// The rest: at least and at most.
     pub counts: BTreeMap<Count, (u64, u64)>,
-    /// Drops for a reason that nobody told, by hook: one of those that a choice at random leads to.
-    pub vague: BTreeMap<u32, u64>,
     /// What else was done, by hook.
     pub deeds: BTreeMap<(u32, Deed), u64>,
 }

@@ -153,10 +153,11 @@ rows! {
             assert!(known.is_some());
             w.from_pod(&b, &Packet::udp(b.at(8080), a.at(40000))).delivered_to(&a).shows(vip, a.at(40000));
         }
-        for packet in [Packet::syn(far, vip), Packet::ack(far, vip), Packet::udp(far, vip), Packet::ping(far.ip(), vip.ip(), 7)] {
+        for packet in [Packet::syn(far, vip), Packet::udp(far, vip), Packet::ping(far.ip(), vip.ip(), 7)] {
             w.to_pod(&b, Via::Uplink, &packet).dropped(hook::TO_POD, Reason::ClusterIpFromOutside);
             w.to_pod(&b, Via::Host, &packet).passes_untouched().counted(Count::FlowCreated, 0);
         }
+        w.to_pod(&b, Via::Uplink, &Packet::ack(far, vip)).dropped(hook::TO_POD, Reason::Midstream);
         assert_eq!(w.entries(), 2);
     }
 

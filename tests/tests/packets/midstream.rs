@@ -1,6 +1,6 @@
 //! TCP connections that are older than what conntrack knows.
 
-use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, limits, path};
+use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, limits, path, pod_flag};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
 use tests::packet::outcome::Via;
@@ -9,6 +9,21 @@ use tests::packet::rules::Ports;
 const SET: u32 = 11;
 
 rows! {
+    // Who had it is connected to a backend that nobody here knows; to be led to another would end it as surely, and later.
+    BOTH the_answers_of_an_unknown_connection_to_a_service_begin_none(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 80);
+        w.service(vip, 6, &[b.at(8080)]);
+        w.isolate_ingress(&a, SET);
+        w.to_pod(&a, Via::Uplink, &Packet::ack(vip, a.at(40000))).dropped(hook::TO_POD, Reason::Midstream);
+        // A router's, whose own orientation is denied.
+        w.isolate_egress(&b, SET);
+        w.edit(&b, |p| p.flags |= pod_flag::ANY_SOURCE);
+        let answer = Packet::ack(vip, at(w.family.outside(1), 40000));
+        w.from_pod(&b, &answer).dropped(hook::FROM_POD, Reason::Midstream);
+        assert_eq!(w.entries(), 0);
+    }
+
     BOTH the_middle_of_a_connection_is_taken_up_in_its_own_orientation_and_in_the_stack(w) {
         let (a, b) = (w.pod(1), w.pod(2));
         w.from_pod(&a, &Packet::ack(a.at(40000), b.at(80)))

@@ -30,9 +30,9 @@ impl Model {
 
     fn enters(&mut self, at: &Arrival<'_>) -> Expected {
         match at.hook {
-            hook::FROM_POD => self.from_pod(at),
-            hook::TO_POD => self.to_pod(at),
-            _ => self.from_uplink(at),
+            hook::FROM_POD => self.pod_sends(at),
+            hook::TO_POD => self.pod_gets(at),
+            _ => self.uplink_brings(at),
         }
     }
 
@@ -143,7 +143,7 @@ impl Model {
         Ok(())
     }
 
-    fn from_pod(&mut self, at: &Arrival<'_>) -> Expected {
+    fn pod_sends(&mut self, at: &Arrival<'_>) -> Expected {
         let ends = at.wire.ends;
         // An answered flow whose entry holds: the interface is the source check.
         if at.wire.kind == Kind::Flow
@@ -242,7 +242,7 @@ impl Model {
         }
     }
 
-    fn to_pod(&mut self, at: &Arrival<'_>) -> Expected {
+    fn pod_gets(&mut self, at: &Arrival<'_>) -> Expected {
         // Packets show what they are behind translation, so the entry is found the other way round.
         let ends = at.wire.ends.turned();
         // The host's own flow is nobody else's.
@@ -353,7 +353,7 @@ impl Model {
         self.flows.find(&ends).is_some_and(answers)
     }
 
-    fn from_uplink(&mut self, at: &Arrival<'_>) -> Expected {
+    fn uplink_brings(&mut self, at: &Arrival<'_>) -> Expected {
         let ends = at.wire.ends;
         if at.wire.kind == Kind::Flow
             && !at.wire.walked

@@ -58,9 +58,15 @@ impl Model {
     fn choose(&mut self, at: &Arrival<'_>, opening: &Opening) -> Result<Half, Reason> {
         let ends = opening.ends;
         let plain = Half::plain(ends);
-        // What comes up through the stack is past its translation: a ClusterIP there is nobody's whom the packet could reach.
-        if at.hook == hook::TO_POD && self.cluster.is_cluster_ip(ends.to.ip()) {
-            return Err(Reason::ClusterIpFromOutside);
+        // What comes up through the stack is past its translation: a ClusterIP there is nobody's whom the packet could reach. And who was
+        // connected to a service's backend is not to be led to another.
+        if self.cluster.is_cluster_ip(ends.to.ip()) {
+            if opening.midstream {
+                return Err(Reason::Midstream);
+            }
+            if at.hook == hook::TO_POD {
+                return Err(Reason::ClusterIpFromOutside);
+            }
         }
         let Some(frontend) = self.cluster.frontend(ends, has_ports(ends.protocol)) else {
             if self.free(at, ends, &plain) {
@@ -84,8 +90,7 @@ impl Model {
         }
         // Every try at random may have met a place whose backend is gone.
         let untold = !at.chance.told && at.chance.made.is_none();
-        let nobody =
-            gone && (at.chance.told_reason == Some(Reason::NoEndpoint) || (opening.host && untold));
+        let nobody = gone && at.chance.told_reason == Some(Reason::NoEndpoint);
         let Some(number) = (if nobody {
             None
         } else {
@@ -99,13 +104,9 @@ impl Model {
             .any(|other| !self.free(at, ends, &self.pointed(ends, frontend.pool, *other)));
         if self.free(at, ends, &half) && !self.moved_port(at, ends) {
             self.clear(ends, &half);
-            let most = if clashes {
-                limits::BACKEND_TRIES - 1
-            } else {
-                0
-            };
+            let most = if clashes { limits::BACKEND_TRIES } else { 0 };
             self.count_between(Count::Clash, 0, most.into());
-            self.count_between(Count::BackendChosen, u64::from(!untold), 1);
+            self.count_between(Count::BackendChosen, u64::from(!untold || !clashes), 1);
             return Ok(half);
         }
         self.count_between(Count::Clash, 1, limits::BACKEND_TRIES.into());
@@ -118,13 +119,7 @@ impl Model {
     }
 
     /// The backend that was chosen: one of those that may be, by what came of it.
-    fn pick(
-        &mut self,
-        at: &Arrival<'_>,
-        opening: &Opening,
-        pool: u32,
-        alive: &[u32],
-    ) -> Option<u32> {
+    fn pick(&self, at: &Arrival<'_>, opening: &Opening, pool: u32, alive: &[u32]) -> Option<u32> {
         let shown = match at.chance.made {
             Some((made, backend, _)) if made == opening.ends => backend,
             _ => at.chance.told_backend,
@@ -132,16 +127,23 @@ impl Model {
         if let Some(number) = shown.filter(|number| alive.contains(number)) {
             return Some(number);
         }
-        if !at.chance.told && alive.len() > 1 {
-            // Nothing tells: it was denied, and the ring was full or the limit spent.
-            *self.tally.vague.entry(at.hook).or_default() += 1;
-            let denied = alive.iter().copied().find(|number| {
-                let mut half = self.pointed(opening.ends, pool, *number);
-                self.judge(&question(opening, &half), &mut half).is_err()
-            });
-            return denied.or_else(|| alive.first().copied());
+        if at.chance.told || alive.len() < 2 {
+            return alive.first().copied();
         }
-        alive.first().copied()
+        // The ring does not tell: it was denied, as a counter says, and what was left of a dead flow that was in its way is gone.
+        let fits = |number: &u32| {
+            let mut half = self.pointed(opening.ends, pool, *number);
+            let free = self.free(at, opening.ends, &half);
+            let cleared = self.in_the_way(opening.ends, &half);
+            let denied = self.judge(&question(opening, &half), &mut half).err();
+            let gone = |ends: &Ends| at.chance.vanished.contains(ends);
+            (
+                denied == at.chance.told_reason,
+                cleared.iter().all(gone) && at.chance.vanished.len() <= cleared.len(),
+                free,
+            )
+        };
+        alive.iter().copied().max_by_key(fits)
     }
 
     fn pointed(&self, ends: Ends, pool: u32, number: u32) -> Half {
@@ -206,6 +208,22 @@ impl Model {
         let among_waiting = self.flows.waiting.get(&answers);
         !among_answered.is_some_and(|found| taken(found, true))
             && !among_waiting.is_some_and(|found| taken(found, found.answered))
+    }
+
+    /// The halves that [`Self::clear`] removes.
+    fn in_the_way(&self, ends: Ends, half: &Half) -> Vec<Ends> {
+        let answers = half.partner(ends.protocol);
+        let mut halves = Vec::new();
+        for (table, even_own) in [(&self.flows.answered, true), (&self.flows.waiting, false)] {
+            if let Some(found) = table.get(&answers) {
+                let partner = found.partner(ends.protocol);
+                if even_own || partner != ends {
+                    let there = [answers, partner];
+                    halves.extend(there.into_iter().filter(|ends| table.contains_key(ends)));
+                }
+            }
+        }
+        halves
     }
 
     /// Removes what is left of flows that are over and whose answers look like this one's.
