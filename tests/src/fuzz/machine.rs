@@ -139,7 +139,9 @@ impl Machine {
         };
         let wire = wire::read(&frame);
         let tick = flows::now();
-        let before = if self.spent {
+        // By whom a service's packet was denied, which only the ring tells.
+        let unclear = self.spent && self.model.cluster.is_cluster_ip(wire.ends.to.ip());
+        let before = if unclear {
             self.world.counted()?
         } else {
             Vec::new()
@@ -151,7 +153,7 @@ impl Machine {
         let events = self.world.raw_events();
         let observed = Observed::new(code, out, &events);
         let mut chance = self.chance(&wire, &observed);
-        if self.spent && observed.silent_drop() {
+        if unclear && observed.silent_drop() {
             self.find_out(at_hook, &before, &mut chance)?;
         }
         let arrival = Arrival {

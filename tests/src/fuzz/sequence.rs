@@ -43,7 +43,7 @@ pub fn make(dice: &mut Dice) -> Vec<Step> {
     let mut traffic = Traffic::new(cast);
     let length = LENGTH.start + dice.below(LENGTH.len());
     // Clashes that leave no port are dear to make, and limits that are spent hide what is told.
-    let (crowd, spend) = (dice.chance(3), dice.chance(20));
+    let (crowd, spend) = (dice.chance(3), dice.chance(35));
     let spent_at = length - length / 6;
     for at in 0..length {
         if dice.chance(5) {
@@ -62,10 +62,13 @@ pub fn make(dice: &mut Dice) -> Vec<Step> {
         if dice.chance(3) {
             steps.extend(traffic.datagram(dice));
         }
+        if dice.chance(1) {
+            steps.extend(traffic.unreached(dice));
+        }
         if crowd && at == length / 2 {
             steps.extend(traffic.crowd(dice));
         }
-        if spend && at >= spent_at && at % 10 == 0 {
+        if spend && at >= spent_at && at % 5 == 0 {
             steps.push(Step::Spend);
         }
         steps.push(traffic.packet(dice));

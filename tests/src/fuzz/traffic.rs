@@ -186,7 +186,7 @@ impl Traffic {
         };
         let packet = packet(dice, at(from, port), to, protocol);
         // In IPv4 there are none.
-        let packet = if dice.chance(15) {
+        let packet = if dice.chance(20) {
             chain(dice, packet)
         } else {
             packet
@@ -384,7 +384,7 @@ fn packet(dice: &mut Dice, from: SocketAddr, to: SocketAddr, protocol: u8) -> Pa
 fn chain(dice: &mut Dice, packet: Packet) -> Packet {
     /// Options that say nothing: padding of six bytes (RFC 8200 4.2).
     const PADDING: [u8; 6] = [1, 4, 0, 0, 0, 0];
-    let headers = *dice.pick(&[1, 1, 1, 1, 2, 2, 2, 3, 5, 6, 7]);
+    let headers = *dice.pick(&[1, 1, 1, 1, 2, 2, 2, 3, 5, 6, 7, 7]);
     let packet = (0..headers).fold(packet, |packet, n| match dice.below(20) {
         0..=2 if n == 0 => packet.extension(0, &PADDING),
         0 if headers > 2 => packet.extension(0, &PADDING),

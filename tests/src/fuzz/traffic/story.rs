@@ -4,7 +4,7 @@ use agent_common::backend_state;
 
 use super::super::machine::FAMILIES;
 use super::super::sequence::PORTS;
-use super::super::step::{By, Edit, Origin, Place, Step};
+use super::super::step::{By, Edit, Origin, Place, Step, Teller};
 use super::super::wire;
 use super::{Traffic, any, packet};
 use crate::dice::Dice;
@@ -86,6 +86,41 @@ impl Traffic {
             steps.extend(
                 (0..backends).map(|index| Step::State(service, index, backend_state::SERVING)),
             );
+        }
+        steps
+    }
+
+    /// A service of a pod's, here or on another node, and errors about what was sent to it: by whom it reached, by routers, and by this host.
+    pub(in crate::fuzz) fn unreached(&mut self, dice: &mut Dice) -> Vec<Step> {
+        let family = *dice.pick(&FAMILIES);
+        let pod = *dice.pick(&self.cast.pods);
+        let (number, server) = if dice.chance(50) {
+            (103, family.remote_pod(1))
+        } else {
+            (104, family.pod(self.cast.pods[0]))
+        };
+        let (frontend, backend) = (at(family.cluster_ip(number), 80), at(server, 9_091));
+        let protocol = *dice.pick(&[wire::TCP, wire::UDP]);
+        let from = at(family.pod(pod), 44_000);
+        let packet = if protocol == wire::TCP {
+            Packet::syn(from, frontend)
+        } else {
+            Packet::udp(from, frontend)
+        };
+        let mut steps = vec![Step::Service(frontend, protocol, vec![backend], false)];
+        let id = self.next;
+        let asked = Origin::Frame(Place::FromPod(pod), packet.bytes());
+        steps.push(self.step(asked, Vec::new()));
+        if dice.chance(50) {
+            steps.push(self.step(Origin::AnswerTo(id), vec![Edit::Flags(18)]));
+        }
+        for teller in [Teller::End, Teller::Router, Teller::Host, Teller::Through] {
+            let bytes = *dice.pick(&[8, 16, 18, 20, 400]);
+            let error = self.next;
+            steps.push(self.step(Origin::Error(id, teller, dice.below(4), bytes), Vec::new()));
+            if dice.chance(50) {
+                steps.push(self.step(Origin::Onward(error), Vec::new()));
+            }
         }
         steps
     }
