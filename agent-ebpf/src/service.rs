@@ -139,6 +139,14 @@ extern "C" fn free_reply(work: *mut Work) -> u32 {
     };
     let kind = work.forward_key.protocol;
     work.reply_key = partner(&work.forward, kind);
+    // A pod that asks its own service from the very port that it serves: both directions would have one key, and the one entry would be taken
+    // for the responder's, which outlives its backend.
+    if work.forward.backend != NO_BACKEND
+        && own(work, &work.forward)
+        && !crate::mutant::removed!("one-key-for-both")
+    {
+        return 0;
+    }
     if let Some(entry) = CONNTRACK.get_ptr(&work.reply_key) {
         // SAFETY: a map value.
         let entry = unsafe { &*entry };

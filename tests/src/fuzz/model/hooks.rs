@@ -1,8 +1,11 @@
 //! The path of a packet through each hook (ARCHITECTURE.md, "The path of a packet").
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits};
 
 use super::super::wire::{self, Ends, Kind};
+use super::cluster::is_no_source;
 use super::flows::{Half, reopens};
 use super::open::{Opened, Opening};
 use super::policy::Question;
@@ -319,14 +322,13 @@ impl Model {
         }
         let source = ends.from.ip();
         let kind = self.cluster.kind_of(ends.to.ip());
-        let ours = matches!(
-            self.cluster.kind_of(source),
-            Some(address_kind::LOCAL_POD | address_kind::HOST)
-        );
+        // Who has no address yet speaks to everybody on the link; and `::` at both ends is also what a frame without addresses shows.
+        let none = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let silent = source.is_unspecified() && is_multicast(ends.to.ip());
+        let nobodys =
+            is_no_source(source) && !silent && (source, ends.to.ip()) != (none, none);
         // The stack has its own check for what this host keeps.
-        if kind != Some(address_kind::HOST)
-            && (ours || source.is_loopback() || is_multicast(source))
-        {
+        if kind != Some(address_kind::HOST) && (self.cluster.is_ours(source) || nobodys) {
             return self.drops(at, Reason::SourceMartian);
         }
         if at.wire.kind == Kind::Flow
@@ -368,6 +370,6 @@ impl Model {
 }
 
 /// Multicast, or IPv4's limited broadcast.
-pub(super) fn is_multicast(address: std::net::IpAddr) -> bool {
-    address.is_multicast() || address == std::net::IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
+pub(super) fn is_multicast(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use agent_common::{Reason, address_kind};
 
+use super::super::wire;
 use super::hooks::is_multicast;
 use super::{Arrival, Expected, Model};
 
@@ -17,9 +18,10 @@ impl Model {
         reason: Reason,
     ) -> Expected {
         let (source, destination) = (at.wire.ends.from.ip(), at.wire.ends.to.ip());
-        // `::` is also what a frame without addresses shows.
+        // `::` at both ends is also what a frame without addresses shows.
+        let none = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
         let addressed = !matches!(reason, Reason::Vlan | Reason::Ethertype)
-            && source != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+            && (source, destination) != (none, none);
         if addressed && !self.cluster.sends_as(here, source) {
             return self.drops(at, Reason::SourceSpoofed);
         }
@@ -60,6 +62,12 @@ impl Model {
 
     /// ARP, neighbour discovery and the like pass from the pod's own addresses, from none, and from link-local ones.
     pub(super) fn neighbour(&mut self, at: &Arrival<'_>, here: u32) -> Expected {
+        // RFC 4861 4.2, 4.5: advertisements and redirects are routers'.
+        let speaks_as_router = at.wire.ends.protocol == wire::ICMPV6
+            && matches!(at.frame.get(at.wire.transport()), Some(134 | 137));
+        if speaks_as_router && !self.cluster.routes(here) {
+            return self.drops(at, Reason::NeighbourSpoofed);
+        }
         let sender = at.wire.arp_sender.unwrap_or(at.wire.ends.from.ip());
         if sender.is_unspecified()
             || (sender.is_ipv6() && is_link_local(sender))
