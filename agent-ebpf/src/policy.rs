@@ -92,7 +92,9 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
         return 0;
     }
     // The destination's port, for protocols that have one; an echo's id is none.
-    let port_be = if agent_common::protocol::has_ports(kind) {
+    let port_be = if agent_common::protocol::has_ports(kind)
+        || crate::mutant::removed!("echo-by-id")
+    {
         port_be
     } else {
         0

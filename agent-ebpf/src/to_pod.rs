@@ -46,7 +46,9 @@ pub fn established(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
     const HOSTS: u32 = flow_flag::HOST | flow_flag::REPLY;
-    flow.flags & HOSTS == HOSTS && skb(ctx).ingress_ifindex != 0
+    flow.flags & HOSTS == HOSTS
+        && skb(ctx).ingress_ifindex != 0
+        && !crate::mutant::removed!("hosts-flow-for-all")
 }
 
 /// What this host itself answers as a service's backend. It enters by no hook, so this is where it is translated back.

@@ -31,6 +31,8 @@ mod direct;
 mod extensions;
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[path = "packets/hairpin.rs"]
+mod hairpin;
 #[path = "packets/hooks.rs"]
 mod hooks;
 #[path = "packets/icmp.rs"]
@@ -41,12 +43,18 @@ mod midstream;
 mod parsing;
 #[path = "packets/policy.rs"]
 mod policy;
+#[path = "packets/protocols.rs"]
+mod protocols;
 #[path = "packets/reject.rs"]
 mod reject;
+#[path = "packets/reuse.rs"]
+mod reuse;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/shares.rs"]
 mod shares;
+#[path = "packets/sources.rs"]
+mod sources;
 #[path = "packets/timeouts.rs"]
 mod timeouts;
 #[path = "packets/unknown.rs"]

@@ -229,6 +229,61 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "icmp::padding_behind_the_error_is_no_part_of_its_quote",
     ),
     packets(
+        "any-source",
+        "agent-ebpf/src/from_pod.rs: a pod sends from its own addresses only",
+        "sources::a_pod_sends_from_no_address_but_its_own",
+    ),
+    packets(
+        "router-as-anybody",
+        "agent-ebpf/src/from_pod.rs: a pod that sends for others does so for nobody of this node",
+        "sources::a_router_ends_no_flow_of_another",
+    ),
+    packets(
+        "unspecified-unchecked",
+        "agent-ebpf/src/from_pod.rs: `::` is a source like any other, also of what cannot be parsed",
+        "sources::the_unspecified_address_is_no_way_round_the_source_check",
+    ),
+    packets(
+        "anybody-routes",
+        "agent-ebpf/src/from_pod.rs: only a router sends advertisements and redirects",
+        "sources::only_a_router_speaks_as_one",
+    ),
+    packets(
+        "uplink-any-source",
+        "agent-ebpf/src/from_uplink.rs: sources that cannot be outside",
+        "sources::the_uplink_brings_no_source_that_cannot_be",
+    ),
+    packets(
+        "hosts-flow-for-all",
+        "agent-ebpf/src/to_pod.rs: the host's own flow, which no policy judges, is nobody else's",
+        "hooks::nobody_else_may_use_the_hosts_own_flow",
+    ),
+    packets(
+        "echo-by-id",
+        "agent-ebpf/src/policy.rs: an echo is judged by its protocol, not by its id as if that were a port",
+        "protocols::an_echos_id_is_no_port",
+    ),
+    packets(
+        "closed-for-good",
+        "agent-ebpf/src/conntrack.rs: a SYN on a connection that is over begins a new one",
+        "reuse::a_port_used_again_within_time_wait_gets_a_backend_of_its_own",
+    ),
+    packets(
+        "clash-unseen",
+        "agent-ebpf/src/service.rs: a new flow's answers look like no other's",
+        "reuse::datagrams_to_two_services_with_one_backend_are_two_flows",
+    ),
+    packets(
+        "no-hairpin",
+        "agent-ebpf/src/service.rs: a pod that reaches itself sees the service as its client",
+        "hairpin::a_pod_reaches_itself_whatever_policy_says",
+    ),
+    packets(
+        "one-key-for-both",
+        "agent-ebpf/src/service.rs: a pod's flow to itself from the port that it serves has two entries",
+        "hairpin::from_the_port_that_it_serves_it_gets_another_one",
+    ),
+    packets(
         "reject-anybody",
         "agent-ebpf/src/reject.rs: an RST, a group's frame, another station's and nobody's packet are not answered",
         "reject::what_may_not_be_answered_is_dropped",

@@ -72,14 +72,18 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::direct::ROWS,
         super::extensions::ROWS,
         super::fragments::ROWS,
+        super::hairpin::ROWS,
         super::hooks::ROWS,
         super::icmp::ROWS,
         super::midstream::ROWS,
         super::parsing::ROWS,
         super::policy::ROWS,
+        super::protocols::ROWS,
         super::reject::ROWS,
+        super::reuse::ROWS,
         super::services::ROWS,
         super::shares::ROWS,
+        super::sources::ROWS,
         super::unknown::ROWS,
     ]
     .into_iter()
