@@ -100,11 +100,24 @@ fn kinds(from: IpAddr, to: IpAddr) -> Vec<Packet> {
     all
 }
 
-/// Of packets of every kind from these sources to these destinations each is dropped at the pod's link as spoofed.
-fn spoofed(w: &mut World, pod: &LocalPod, sources: &[IpAddr], to: &[IpAddr]) {
+/// A few of them.
+fn few(from: IpAddr, to: IpAddr) -> Vec<Packet> {
+    let (s, d) = (at(from, 40_000), at(to, 53));
+    vec![
+        Packet::syn(s, d),
+        Packet::udp(s, d),
+        Packet::ping(from, to, 7),
+        Packet::other(from, to, 47),
+    ]
+}
+
+/// From these sources packets of every kind to one destination, and a few to others, are each dropped at the pod's link as spoofed.
+fn spoofed(w: &mut World, pod: &LocalPod, sources: &[IpAddr], every: IpAddr, others: &[IpAddr]) {
     for source in sources {
-        for packet in to.iter().flat_map(|to| kinds(*source, *to)) {
-            w.from_pod(pod, &packet).dropped(hook::FROM_POD, Reason::SourceSpoofed);
+        let to_others = others.iter().flat_map(|to| few(*source, *to));
+        for packet in kinds(*source, every).into_iter().chain(to_others) {
+            w.from_pod(pod, &packet)
+                .dropped(hook::FROM_POD, Reason::SourceSpoofed);
         }
     }
 }
@@ -131,23 +144,16 @@ rows! {
         sources.extend(of_others(w));
         sources.extend(nobodys(w.family));
         sources.push(link_local(w.family));
-        let far = w.family.outside(9);
-        spoofed(w, &a, &sources, &[b.address, far]);
+        let others = [w.family.outside(9), w.family.host(), w.family.cluster_ip(7), everybody(w.family), w.family.multicast()];
+        spoofed(w, &a, &sources, b.address, &others);
         // Whatever policy says.
         w.isolate_egress(&a, SET);
         w.allow(SET, GROUP_ANY, Ports::Any);
-        spoofed(w, &a, &sources, &[b.address]);
+        for packet in sources.iter().flat_map(|source| few(*source, b.address)) {
+            w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::SourceSpoofed);
+        }
         assert_eq!((w.entries(), w.datagrams()), (0, 0));
         w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).delivered_to(&b);
-    }
-
-    BOTH nor_to_the_host_a_service_or_everybody(w) {
-        let a = w.pod(1);
-        let mut sources = of_this_node(w);
-        sources.push(unspecified(w.family));
-        let to = [w.family.host(), w.family.cluster_ip(7), everybody(w.family), w.family.multicast()];
-        spoofed(w, &a, &sources, &to);
-        assert_eq!((w.entries(), w.datagrams()), (0, 0));
     }
 
     // What cannot be parsed is left to the stack where no policy is in force, but not from everywhere. Fails with mutant "unspecified-unchecked".
@@ -199,8 +205,7 @@ rows! {
         w.edit(&a, |p| p.flags |= pod_flag::ANY_SOURCE);
         for source in sources {
             for to in [b.at(53), far] {
-                let s = at(source, 40000);
-                for packet in [Packet::syn(s, to), Packet::udp(s, to), Packet::ping(source, to.ip(), 7), Packet::other(source, to.ip(), 47)] {
+                for packet in few(source, to.ip()) {
                     // The stack knows the way back.
                     w.from_pod(&a, &packet).passes_untouched().counted(Count::FlowCreated, 1);
                 }
@@ -217,8 +222,8 @@ rows! {
         w.edit(&a, |p| p.flags |= pod_flag::ANY_SOURCE);
         let mut sources = of_this_node(w);
         sources.extend(nobodys(w.family));
-        let far = w.family.outside(9);
-        spoofed(w, &a, &sources, &[b.address, far]);
+        let others = [w.family.outside(9), w.family.cluster_ip(7)];
+        spoofed(w, &a, &sources, b.address, &others);
         assert_eq!((w.entries(), w.datagrams()), (0, 0));
     }
 
@@ -341,8 +346,10 @@ rows! {
         sources.push(b.address);
         sources.extend(nobodys(w.family));
         let (far_pod, _) = w.remote_pod(1);
-        for to in [b.address, far_pod, w.family.outside(9), w.family.cluster_ip(7)] {
-            for packet in sources.iter().flat_map(|source| kinds(*source, to)) {
+        let others = [far_pod, w.family.outside(9), w.family.cluster_ip(7)];
+        for source in sources {
+            let to_others = others.iter().flat_map(|to| few(source, *to));
+            for packet in kinds(source, b.address).into_iter().chain(to_others) {
                 w.from_uplink(&packet).dropped(hook::FROM_UPLINK, Reason::SourceMartian);
             }
         }
@@ -366,7 +373,7 @@ rows! {
     BOTH who_is_elsewhere_may_come_by_the_uplink(w) {
         let b = w.pod(2);
         for source in of_others(w) {
-            for packet in [Packet::syn(at(source, 1), b.at(80)), Packet::udp(at(source, 1), b.at(53)), Packet::ping(source, b.address, 7)] {
+            for packet in few(source, b.address) {
                 w.from_uplink(&packet).passes_untouched();
             }
         }
@@ -388,12 +395,8 @@ rows! {
     BOTH what_the_host_itself_gets_is_left_to_its_stack(w) {
         let mut sources = of_this_node(w);
         sources.extend(nobodys(w.family));
-        let host = at(w.family.host(), 53);
-        for source in sources {
-            let s = at(source, 40000);
-            for packet in [Packet::syn(s, host), Packet::udp(s, host), Packet::ping(source, host.ip(), 7), Packet::other(source, host.ip(), 47)] {
-                w.from_uplink(&packet).passes_untouched();
-            }
+        for packet in sources.iter().flat_map(|source| few(*source, w.family.host())) {
+            w.from_uplink(&packet).passes_untouched();
         }
     }
 
@@ -422,7 +425,7 @@ rows! {
         all.push(link_local(w.family));
         all.retain(|to| !to.is_loopback());
         for to in &all {
-            for packet in [Packet::syn(a.at(40000), at(*to, 53)), Packet::udp(a.at(40000), at(*to, 53)), Packet::ping(a.address, *to, 7)] {
+            for packet in few(a.address, *to) {
                 w.from_pod(&a, &packet).passes_untouched();
             }
             w.from_uplink(&Packet::udp(at(w.family.outside(1), 1), at(*to, 53))).passes_untouched();
@@ -430,7 +433,7 @@ rows! {
         w.clear_flows();
         w.isolate_egress(&a, SET);
         for to in &all {
-            for packet in [Packet::syn(a.at(40000), at(*to, 53)), Packet::udp(a.at(40000), at(*to, 53)), Packet::ping(a.address, *to, 7)] {
+            for packet in few(a.address, *to) {
                 w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::PolicyEgress);
             }
         }
