@@ -83,6 +83,9 @@ reasons! {
     ClusterIpFromOutside = 23, "cluster-ip-from-outside";
     /// The source is in none of the service's `loadBalancerSourceRanges`.
     SourceRange = 24, "source-range";
+    /// A loopback address as the destination of what came in by a link, where none may be (RFC 1122 3.2.1.3, RFC 4291 2.5.3). The stack refuses
+    /// it too, unless `route_localnet` is set, as kube-proxy sets and leaves it (CVE-2020-8558).
+    DestinationMartian = 25, "destination-martian";
 }
 
 /// Room for reasons in the counters, of each hook.

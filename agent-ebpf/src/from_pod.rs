@@ -68,6 +68,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         return NEXT;
     };
     work.here = slot;
+    if to_loopback(work) {
+        return drop_packet(ctx, work, Reason::DestinationMartian);
+    }
     match parsed {
         Parsed::Flow => {}
         Parsed::Neighbour if on_link(&work.tuple.destination) => {
@@ -281,6 +284,12 @@ pub fn is_ours(entry: Option<AddressEntry>) -> bool {
         ),
         None => false,
     }
+}
+
+/// Whether a packet is for a loopback address, which processes listen on because nobody else reaches it. Zeros, of a frame without addresses, are none.
+#[inline(always)]
+pub fn to_loopback(work: &Work) -> bool {
+    work.tuple.destination.is_loopback() && !crate::mutant::removed!("loopback-reached")
 }
 
 /// Whether a neighbour's message goes no further than this host. ARP has no address here.

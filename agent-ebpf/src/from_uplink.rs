@@ -8,7 +8,7 @@ use crate::{
     conntrack::{close, partner, promote, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     fragment::settle,
-    from_pod::is_ours,
+    from_pod::{is_ours, to_loopback},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, tcp},
@@ -62,6 +62,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         _ => false,
     };
+    if to_loopback(work) {
+        return drop_packet(ctx, work, Reason::DestinationMartian);
+    }
     let source = Maps.address(&work.tuple.source);
     let destination = Maps.address(&work.tuple.destination);
     // The stack has its own check for what it keeps; what could reach a pod is checked here, since a pod's policy

@@ -254,6 +254,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "sources::the_uplink_brings_no_source_that_cannot_be",
     ),
     packets(
+        "loopback-reached",
+        "agent-ebpf/src/from_pod.rs: nothing reaches a loopback address by a link",
+        "sources::nobody_reaches_a_loopback_address_by_a_link",
+    ),
+    packets(
         "hosts-flow-for-all",
         "agent-ebpf/src/to_pod.rs: the host's own flow, which no policy judges, is nobody else's",
         "hooks::nobody_else_may_use_the_hosts_own_flow",

@@ -67,8 +67,9 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
             Reason::NeighbourSpoofed,
             Reason::BackendGone,
             Reason::ClusterIpFromOutside,
+            Reason::DestinationMartian,
         ],
-        "sources and ClusterIPs are checked where packets enter the node",
+        "sources, ClusterIPs and loopback are checked where packets enter the node",
     ),
     (
         &[FROM_UPLINK],

@@ -232,7 +232,8 @@ impl Traffic {
         let other = family.pod(*dice.pick(&self.cast.pods));
         match dice.below(10) {
             0..=4 => {
-                let to = match dice.below(8) {
+                let to = match dice.below(9) {
+                    8 => family.loopback(),
                     0 => family.cluster_ip(1),
                     1 => family.cluster_ip(99),
                     2 => family.host(),
@@ -250,9 +251,10 @@ impl Traffic {
                 (Place::ToPod(pod, by), from, own)
             }
             _ => {
-                let to = match dice.below(4) {
+                let to = match dice.below(5) {
                     0 => family.cluster_ip(1),
                     1 => family.host(),
+                    2 => family.loopback(),
                     _ => own,
                 };
                 (Place::Uplink, Self::far(dice, family), to)

@@ -27,6 +27,7 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
             Reason::BackendGone,
             Reason::PortClash,
             Reason::RewriteFailed,
+            Reason::DestinationMartian,
         ],
     ),
     (
@@ -51,6 +52,7 @@ const AT_EACH_HOOK: &[(u32, &[Reason])] = &[
         &[
             Reason::SourceMartian,
             Reason::ClusterIpFromOutside,
+            Reason::DestinationMartian,
             Reason::Vlan,
         ],
     ),

@@ -418,6 +418,35 @@ rows! {
         }
     }
 
+    // Even where the stack would take it: `route_localnet` opened every process that listens there (CVE-2020-8558). Fails with mutant
+    // "loopback-reached".
+    BOTH nobody_reaches_a_loopback_address_by_a_link(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let far = w.family.outside(1);
+        let mut all = nobodys(w.family);
+        all.retain(IpAddr::is_loopback);
+        for enforced in [false, true] {
+            if enforced {
+                w.isolate_egress(&a, SET);
+                w.allow(SET, GROUP_ANY, Ports::Any);
+            }
+            for to in &all {
+                // From wherever it says to be.
+                for source in [a.address, b.address, *to] {
+                    for packet in kinds(source, *to) {
+                        w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::DestinationMartian);
+                    }
+                }
+                for source in [far, b.address, *to] {
+                    for packet in kinds(source, *to) {
+                        w.from_uplink(&packet).dropped(hook::FROM_UPLINK, Reason::DestinationMartian);
+                    }
+                }
+            }
+        }
+        assert_eq!((w.entries(), w.datagrams()), (0, 0));
+    }
+
     // Such a destination is judged like any, and goes to the stack, which forwards none of them: never into a pod.
     BOTH a_destination_that_is_nobodys_goes_into_no_pod(w) {
         let a = w.pod(1);

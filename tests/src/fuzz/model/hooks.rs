@@ -136,6 +136,9 @@ impl Model {
         let Some(here) = self.cluster.links.get(&at.ifindex).copied() else {
             return Self::passes(at);
         };
+        if ends.to.ip().is_loopback() {
+            return self.drops(at, Reason::DestinationMartian);
+        }
         match at.wire.kind {
             Kind::Link if self.stays_on_link(at) => return self.neighbour(at, here),
             Kind::Unknown(reason) => return self.unknown_from_pod(at, here, reason),
@@ -319,6 +322,9 @@ impl Model {
             Kind::Link | Kind::Unknown(Reason::Vlan | Reason::Ethertype)
         ) {
             return Self::passes(at);
+        }
+        if ends.to.ip().is_loopback() {
+            return self.drops(at, Reason::DestinationMartian);
         }
         let source = ends.from.ip();
         let kind = self.cluster.kind_of(ends.to.ip());
