@@ -233,11 +233,11 @@ impl Traffic {
         match dice.below(10) {
             0..=4 => {
                 let to = match dice.below(9) {
-                    8 => family.loopback(),
                     0 => family.cluster_ip(1),
                     1 => family.cluster_ip(99),
                     2 => family.host(),
                     3 => Self::far(dice, family),
+                    4 => family.loopback(),
                     _ => other,
                 };
                 (Place::FromPod(pod), own, to)
