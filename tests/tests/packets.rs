@@ -37,6 +37,8 @@ mod hairpin;
 mod hooks;
 #[path = "packets/icmp.rs"]
 mod icmp;
+#[path = "packets/masquerade.rs"]
+mod masquerade;
 #[path = "packets/midstream.rs"]
 mod midstream;
 #[path = "packets/parsing.rs"]

@@ -259,6 +259,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "sources::nobody_reaches_a_loopback_address_by_a_link",
     ),
     packets(
+        "masquerade-lost",
+        "agent-ebpf/src/to_pod.rs: a service's answer that the stack has taken its masquerade from is translated back",
+        "masquerade::an_answer_that_the_stack_gives_back_comes_from_the_service",
+    ),
+    packets(
         "hosts-flow-for-all",
         "agent-ebpf/src/to_pod.rs: the host's own flow, which no policy judges, is nobody else's",
         "hooks::nobody_else_may_use_the_hosts_own_flow",

@@ -66,6 +66,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::hairpin::ROWS,
         super::hooks::ROWS,
         super::icmp::ROWS,
+        super::masquerade::ROWS,
         super::midstream::ROWS,
         super::parsing::ROWS,
         super::policy::ROWS,

@@ -235,16 +235,24 @@ impl Model {
             Kind::Unknown(reason) => return self.unknown_to_pod(at, here, reason),
             Kind::Flow => {}
         }
-        if host && self.host_answers(at) {
-            return self.goes_on(at, at.wire.ends);
+        // A service's answer that nobody has translated back yet: this host's own, or one that the stack has just taken its masquerade from.
+        let mut ends = ends;
+        let mut raw = host.then(|| self.answers(at, THIS_HOST)).flatten();
+        if raw.is_none() {
+            if !self.flows.answered.contains_key(&ends)
+                && let Some(half) = self.flows.waiting.get(&ends)
+                && !half.reply
+                && !reopens(half, &at.wire)
+            {
+                let answers = half.partner(ends.protocol);
+                self.promote(ends, answers);
+            }
+            if !host && self.flows.find(&ends).is_none() {
+                raw = self.answers(at, 0);
+            }
         }
-        if !self.flows.answered.contains_key(&ends)
-            && let Some(half) = self.flows.waiting.get(&ends)
-            && !half.reply
-            && !reopens(half, &at.wire)
-        {
-            let answers = half.partner(ends.protocol);
-            self.promote(ends, answers);
+        if let Some((opener, _)) = raw {
+            ends = opener;
         }
         if let Some(half) = self.flows.find(&ends).copied() {
             if !reopens(&half, &at.wire) {
@@ -258,10 +266,14 @@ impl Model {
                     return self.drops(at, reason);
                 }
                 self.note(at, ends, false);
-                return Self::passes(at);
+                return match raw {
+                    Some((_, answers)) => self.sends(at, &answers),
+                    None => Self::passes(at),
+                };
             }
             self.forget(ends, half.partner(ends.protocol));
         }
+        let ends = at.wire.ends.turned();
         let enters = match self.cluster.slot_of(at.wire.ends.from.ip()) {
             _ if host => THIS_HOST,
             Some(slot) => self.cluster.ifindex(slot),
@@ -295,18 +307,26 @@ impl Model {
         }
     }
 
-    /// Whether this is what the host itself answers as a service's backend, which is translated back here.
-    fn host_answers(&mut self, at: &Arrival<'_>) -> bool {
+    /// The opener's ends, and the half by which this is to be translated, where it is a service's answer as its backend sent it. `enters` is where
+    /// such answers enter.
+    fn answers(&mut self, at: &Arrival<'_>, enters: u32) -> Option<(Ends, Half)> {
         let ends = at.wire.ends;
-        let answers = |half: &Half| half.reply && half.translated && half.enters == THIS_HOST;
-        if !self.flows.answered.contains_key(&ends)
-            && let Some(half) = self.flows.waiting.get(&ends)
-            && answers(half)
-        {
-            let opener = half.partner(ends.protocol);
+        let half = self
+            .flows
+            .find(&ends)
+            .copied()
+            .filter(|half| half.reply && half.translated && half.enters == enters)?;
+        let opener = half.partner(ends.protocol);
+        if !self.flows.answered.contains_key(&ends) {
             self.promote(opener, ends);
         }
-        self.flows.find(&ends).is_some_and(answers)
+        self.flows.find(&opener)?;
+        // The stack has routed it here.
+        let half = Half {
+            deliver: None,
+            ..half
+        };
+        Some((opener, half))
     }
 
     fn from_uplink(&mut self, at: &Arrival<'_>) -> Expected {
