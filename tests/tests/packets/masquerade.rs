@@ -83,7 +83,7 @@ rows! {
         w.to_pod(&a, Via::Uplink, &more).passes().shows(vip, a.at(40000)).counted(Count::FlowRejudged, 1);
         w.to_pod(&a, Via::Uplink, &more).passes().shows(vip, a.at(40000)).counted(Count::FlowRejudged, 0);
         // What answers nothing is what it was.
-        w.to_pod(&a, Via::Uplink, &Packet::ack(far, a.at(40001))).dropped(hook::TO_POD, Reason::Midstream);
+        w.to_pod(&a, Via::Uplink, &Packet::ack(at(far.ip(), 444), a.at(40000))).dropped(hook::TO_POD, Reason::Midstream);
         w.to_pod(&a, Via::Uplink, &Packet::udp(far, a.at(40000))).dropped(hook::TO_POD, Reason::PolicyIngress);
     }
 
