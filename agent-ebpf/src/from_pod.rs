@@ -342,11 +342,10 @@ fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
 /// case, else left to the stack.
 #[inline(always)]
 pub fn unjudged(ctx: &TcContext, work: &mut Work, slot: u32, reason: Reason, refused: bool) -> i32 {
-    let (source, destination) = (&work.tuple.source, &work.tuple.destination);
-    // Of a frame without an IP header nothing stands; `::` alone is a source like any other, and nobody's.
-    let nowhere = source.same(&Address::NONE)
-        && (destination.same(&Address::NONE) || crate::mutant::removed!("unspecified-unchecked"));
-    let ip = reason != Reason::Vlan && reason != Reason::Ethertype && !nowhere;
+    // A frame without a whole IP header has no addresses. (`::` is one that a packet may show.)
+    let ip = reason != Reason::Vlan
+        && reason != Reason::Ethertype
+        && (work.parsed != Parsed::Short.number() || work.l4 != 0);
     if ip && !source_is_own(&work.tuple.source, slot) {
         return drop_packet(ctx, work, Reason::SourceSpoofed);
     }

@@ -4,6 +4,7 @@
 //! takes `mutant::removed("name")` around the mechanism (in the programs `removed!("name")`) and a row here.
 //! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
+mod flows;
 mod running;
 
 use crate::test::tiers::target;
@@ -102,7 +103,12 @@ const fn fuzz(name: &'static str, removes: &'static str) -> Mutant {
 }
 
 /// Every mutant. One that must be caught in two ways has two rows.
-pub(crate) const MUTANTS: &[Mutant] = &[
+pub(crate) fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(flows::MUTANTS)
+}
+
+/// Those that are in no file of their own.
+const MUTANTS: &[Mutant] = &[
     packets(
         "redirect-without-ingress",
         "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
@@ -163,26 +169,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/packet.rs: what is behind a tag of no VLAN is looked at as if there were none",
         "frames::a_priority_tag_hides_nothing",
     ),
-    packets(
-        "successor-opens",
-        "agent-ebpf/src/from_pod.rs: an answer stays one when another pod took the place of the one that was asked",
-        "unknown::a_pod_that_took_anothers_place_answers_its_flows_and_opens_none_by_that",
-    ),
-    packets(
-        "self-anywhere",
-        "agent-ebpf/src/conntrack.rs: a pod's flow to itself is looked at again when the pod's slot is another",
-        "unknown::a_pod_that_comes_back_in_another_slot_still_reaches_itself_through_its_service",
-    ),
-    packets(
-        "address-only",
-        "agent-ebpf/src/policy.rs: the end at a pod's link is judged as that pod, whoever has the address",
-        "unknown::the_policy_of_an_unknown_address_is_its_links",
-    ),
-    packets(
-        "any-slot-here",
-        "agent-ebpf/src/conntrack.rs: a flow that was judged for nobody at the pod's end is judged there again",
-        "unknown::an_entry_that_knows_no_slot_at_the_pods_end_is_judged_with_the_next_packet",
-    ),
     unit(
         "one-for-all",
         "agent/src/plan/unmoved.rs: a prefix that has no room keeps back only pods whose sets tell it from what is around it",
@@ -227,71 +213,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "icmp-padding",
         "agent-ebpf/src/quote.rs: what stands behind an ICMP error's end is no part of its quote",
         "icmp::padding_behind_the_error_is_no_part_of_its_quote",
-    ),
-    packets(
-        "any-source",
-        "agent-ebpf/src/from_pod.rs: a pod sends from its own addresses only",
-        "sources::a_pod_sends_from_no_address_but_its_own",
-    ),
-    packets(
-        "router-as-anybody",
-        "agent-ebpf/src/from_pod.rs: a pod that sends for others does so for nobody of this node",
-        "sources::a_router_ends_no_flow_of_another",
-    ),
-    packets(
-        "unspecified-unchecked",
-        "agent-ebpf/src/from_pod.rs: `::` is a source like any other, also of what cannot be parsed",
-        "sources::the_unspecified_address_is_no_way_round_the_source_check",
-    ),
-    packets(
-        "anybody-routes",
-        "agent-ebpf/src/from_pod.rs: only a router sends advertisements and redirects",
-        "sources::only_a_router_speaks_as_one",
-    ),
-    packets(
-        "uplink-any-source",
-        "agent-ebpf/src/from_uplink.rs: sources that cannot be outside",
-        "sources::the_uplink_brings_no_source_that_cannot_be",
-    ),
-    packets(
-        "loopback-reached",
-        "agent-ebpf/src/from_pod.rs: nothing reaches a loopback address by a link",
-        "sources::nobody_reaches_a_loopback_address_by_a_link",
-    ),
-    packets(
-        "masquerade-lost",
-        "agent-ebpf/src/to_pod.rs: a service's answer that the stack has taken its masquerade from is translated back",
-        "masquerade::an_answer_that_the_stack_gives_back_comes_from_the_service",
-    ),
-    packets(
-        "hosts-flow-for-all",
-        "agent-ebpf/src/to_pod.rs: the host's own flow, which no policy judges, is nobody else's",
-        "hooks::nobody_else_may_use_the_hosts_own_flow",
-    ),
-    packets(
-        "echo-by-id",
-        "agent-ebpf/src/policy.rs: an echo is judged by its protocol, not by its id as if that were a port",
-        "protocols::an_echos_id_is_no_port",
-    ),
-    packets(
-        "closed-for-good",
-        "agent-ebpf/src/conntrack.rs: a SYN on a connection that is over begins a new one",
-        "reuse::a_port_used_again_within_time_wait_gets_a_backend_of_its_own",
-    ),
-    packets(
-        "clash-unseen",
-        "agent-ebpf/src/service.rs: a new flow's answers look like no other's",
-        "reuse::datagrams_to_two_services_with_one_backend_are_two_flows",
-    ),
-    packets(
-        "no-hairpin",
-        "agent-ebpf/src/service.rs: a pod that reaches itself sees the service as its client",
-        "hairpin::a_pod_reaches_itself_whatever_policy_says",
-    ),
-    packets(
-        "one-key-for-both",
-        "agent-ebpf/src/service.rs: a pod's flow to itself from the port that it serves has two entries",
-        "hairpin::from_the_port_that_it_serves_it_gets_another_one",
     ),
     packets(
         "reject-anybody",
@@ -565,7 +486,7 @@ pub(crate) const CHOICE: &str = "SLUICE_MUTANT";
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::MUTANTS;
+    use super::all;
     use crate::workspace;
 
     /// What follows `opening` up to the closing quote, at each place in `text`; a line may break before the quote.
@@ -595,7 +516,7 @@ mod tests {
                 switches.extend(names(&text, opening).into_iter().map(str::to_owned));
             }
         }
-        let tested: BTreeSet<String> = MUTANTS.iter().map(|m| m.name.to_owned()).collect();
+        let tested: BTreeSet<String> = all().map(|m| m.name.to_owned()).collect();
         assert_eq!(
             switches, tested,
             "switches in the code, and the table's rows"
@@ -604,7 +525,7 @@ mod tests {
 
     #[test]
     fn rows_name_files_that_have_the_switch() {
-        for mutant in MUTANTS {
+        for mutant in all() {
             let (files, _) = mutant.removes.split_once(": ").unwrap();
             for file in files.split(", ") {
                 let text = std::fs::read_to_string(workspace::root().join(file)).unwrap();

@@ -156,7 +156,7 @@ rows! {
         w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).delivered_to(&b);
     }
 
-    // What cannot be parsed is left to the stack where no policy is in force, but not from everywhere. Fails with mutant "unspecified-unchecked".
+    // What cannot be parsed is left to the stack where no policy is in force, but not from everywhere.
     V6 the_unspecified_address_is_no_way_round_the_source_check(w) {
         let (a, b) = (w.pod(1), w.pod(2));
         let none = unspecified(w.family);
