@@ -42,24 +42,24 @@ fn turn(w: &mut World, scene: &Scene) {
 }
 
 impl Scene {
-    fn from(&self) -> SocketAddr {
+    fn asker(&self) -> SocketAddr {
         self.client.at(40000)
     }
 
     /// The client sends a segment to the service, and this backend gets it.
     fn asks(&self, w: &mut World, flags: u8, backend: usize) -> Outcome {
         let to = &self.backends[backend];
-        w.from_pod(&self.client, &Packet::tcp(self.from(), self.vip, flags))
+        w.from_pod(&self.client, &Packet::tcp(self.asker(), self.vip, flags))
             .delivered_to(to)
-            .shows(self.from(), to.at(8080))
+            .shows(self.asker(), to.at(8080))
     }
 
     /// A backend sends a segment, and the client gets it from the service.
     fn answers(&self, w: &mut World, flags: u8, backend: usize) -> Outcome {
         let by = self.backends[backend];
-        w.from_pod(&by, &Packet::tcp(by.at(8080), self.from(), flags))
+        w.from_pod(&by, &Packet::tcp(by.at(8080), self.asker(), flags))
             .delivered_to(&self.client)
-            .shows(self.vip, self.from())
+            .shows(self.vip, self.asker())
     }
 
     /// A whole connection, closed from both sides.
@@ -69,7 +69,7 @@ impl Scene {
         self.asks(w, FIN, backend);
         self.answers(w, FIN, backend);
         self.asks(w, tcp::ACK, backend).counted(Count::FlowCreated, 0);
-        assert_eq!(w.answered(6, self.from(), self.vip).unwrap().closing, 1);
+        assert_eq!(w.answered(6, self.asker(), self.vip).unwrap().closing, 1);
         assert_eq!(w.entries(), 2);
     }
 }
@@ -179,10 +179,10 @@ rows! {
         scene.asks(w, tcp::ACK, 1);
         // What the first backend sends once more is not the new connection's.
         let [late, _] = scene.backends;
-        let last = Packet::tcp(late.at(8080), scene.from(), FIN);
+        let last = Packet::tcp(late.at(8080), scene.asker(), FIN);
         w.from_pod(&late, &last).passes_untouched().counted(Count::MidstreamAdmitted, 1);
         scene.asks(w, tcp::ACK, 1).counted(Count::FlowCreated, 0);
-        assert_eq!(w.answered(6, scene.from(), scene.vip).unwrap().closing, 0);
+        assert_eq!(w.answered(6, scene.asker(), scene.vip).unwrap().closing, 0);
     }
 
     // The backend's socket is in TIME_WAIT, and holds the SYN for an old one: RFC 9293 3.10.7.4, RFC 6191.
@@ -192,7 +192,7 @@ rows! {
         scene.asks(w, tcp::SYN, 0).counted(Count::FlowCreated, 1);
         scene.answers(w, tcp::ACK, 0).counted(Count::FlowReplied, 1);
         scene.asks(w, tcp::RST, 0);
-        assert_eq!(w.answered(6, scene.from(), scene.vip).unwrap().closing, 1);
+        assert_eq!(w.answered(6, scene.asker(), scene.vip).unwrap().closing, 1);
         scene.asks(w, tcp::SYN, 0).counted(Count::FlowCreated, 1);
         scene.answers(w, tcp::SYN | tcp::ACK, 0);
         scene.asks(w, tcp::ACK, 0);
@@ -312,7 +312,7 @@ rows! {
         scene.asks(w, tcp::SYN, 0);
         scene.answers(w, tcp::SYN | tcp::ACK, 0);
         scene.answers(w, tcp::RST, 0);
-        assert_eq!(w.answered(6, scene.from(), scene.vip).unwrap().closing, 1);
+        assert_eq!(w.answered(6, scene.asker(), scene.vip).unwrap().closing, 1);
         turn(w, &scene);
         // The reset was lost on the way: the client goes on, and learns of it from who knows.
         for _ in 0..2 {
@@ -322,8 +322,8 @@ rows! {
         assert_eq!(w.entries(), 2);
         // Once the flow is collected, from us, as the service.
         w.clear_flows();
-        let late = Packet::ack(scene.from(), scene.vip).numbers(5, 77);
-        let out = w.from_pod(&scene.client, &late).rejected(Reason::Midstream).shows(scene.vip, scene.from());
+        let late = Packet::ack(scene.asker(), scene.vip).numbers(5, 77);
+        let out = w.from_pod(&scene.client, &late).rejected(Reason::Midstream).shows(scene.vip, scene.asker());
         assert_eq!(out.seen().bare_segment().unwrap(), (77, 0, tcp::RST));
         scene.asks(w, tcp::SYN, 1).counted(Count::FlowCreated, 1);
     }
@@ -334,7 +334,7 @@ rows! {
         scene.answers(w, tcp::RST | tcp::ACK, 0).counted(Count::FlowReplied, 1);
         turn(w, &scene);
         scene.asks(w, tcp::SYN, 1).counted(Count::BackendChosen, 1);
-        assert_eq!(w.answered(6, scene.backends[0].at(8080), scene.from()), None);
+        assert_eq!(w.answered(6, scene.backends[0].at(8080), scene.asker()), None);
         assert_eq!(w.entries(), 2);
     }
 
@@ -344,7 +344,7 @@ rows! {
         scene.asks(w, tcp::SYN, 0);
         scene.answers(w, tcp::SYN | tcp::ACK, 0);
         turn(w, &scene);
-        let both = [(scene.from(), scene.vip), (backend.at(8080), scene.from())];
+        let both = [(scene.asker(), scene.vip), (backend.at(8080), scene.asker())];
         let idle = agent_common::clock::ticks(limits::TCP_ESTABLISHED_SECONDS) + 10;
         let fresh = |w: &World| {
             for (from, to) in both {
@@ -362,12 +362,12 @@ rows! {
         age(w, 6, both, idle);
         let second = at(w.family.cluster_ip(2), 80);
         w.service(second, 6, &[backend.at(8080)]);
-        w.from_pod(&scene.client, &Packet::syn(scene.from(), second))
+        w.from_pod(&scene.client, &Packet::syn(scene.asker(), second))
             .delivered_to(&backend)
-            .shows(scene.from(), backend.at(8080))
+            .shows(scene.asker(), backend.at(8080))
             .counted(Count::Clash, 0)
             .counted(Count::ConntrackRemoved, 2);
-        let late = Packet::ack(scene.from(), scene.vip).numbers(5, 77);
+        let late = Packet::ack(scene.asker(), scene.vip).numbers(5, 77);
         w.from_pod(&scene.client, &late).rejected(Reason::Midstream);
     }
 
@@ -393,14 +393,14 @@ rows! {
         let backend = scene.backends[0];
         scene.asks(w, tcp::SYN, 0);
         scene.answers(w, tcp::SYN | tcp::ACK, 0);
-        w.evict(&tuple(6, scene.from(), scene.vip));
-        w.from_pod(&scene.client, &Packet::ack(scene.from(), scene.vip)).rejected(Reason::Midstream);
+        w.evict(&tuple(6, scene.asker(), scene.vip));
+        w.from_pod(&scene.client, &Packet::ack(scene.asker(), scene.vip)).rejected(Reason::Midstream);
         scene.asks(w, tcp::SYN, 0).counted(Count::FlowCreated, 1).counted(Count::Clash, 0);
         scene.answers(w, tcp::SYN | tcp::ACK, 0).counted(Count::FlowReplied, 1);
         assert_eq!(w.entries(), 2);
-        w.evict(&tuple(6, backend.at(8080), scene.from()));
+        w.evict(&tuple(6, backend.at(8080), scene.asker()));
         // What the backend sends is then in its own name: the client does not know it, and resets it.
-        let more = Packet::ack(backend.at(8080), scene.from());
+        let more = Packet::ack(backend.at(8080), scene.asker());
         w.from_pod(&backend, &more).passes_untouched().counted(Count::MidstreamAdmitted, 1);
         scene.asks(w, tcp::ACK, 0).counted(Count::FlowCreated, 0);
     }
