@@ -1,8 +1,8 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, AddressEntry, Count, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord,
-    hook, lookup::Tables, pod_flag, protocol,
+    Address, AddressEntry, Count, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag,
+    gate::GateWord, hook, lookup::Tables, pod_flag, protocol,
 };
 use aya_ebpf::programs::TcContext;
 

@@ -29,9 +29,16 @@ fn segment(protocol: u8, from: SocketAddr, to: SocketAddr, flags: u8) -> Packet 
 /// What the pod sees of its client may be there: an address that its route leads out for, and none that its stack refuses as a source.
 fn credible(seen: &Seen, pod: &LocalPod, vip: SocketAddr) {
     let source = seen.source.ip();
-    assert_eq!(source, vip.ip(), "the service's, so the way back is the way to the service");
+    assert_eq!(
+        source,
+        vip.ip(),
+        "the service's, so the way back is the way to the service"
+    );
     assert_ne!(source, pod.address);
-    assert!(!(source.is_loopback() || source.is_unspecified() || source.is_multicast()), "{source}");
+    assert!(
+        !(source.is_loopback() || source.is_unspecified() || source.is_multicast()),
+        "{source}"
+    );
 }
 
 /// Both ways, as far as the stack is left out.

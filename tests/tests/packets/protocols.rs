@@ -35,11 +35,7 @@ fn pairs(from: IpAddr, to: IpAddr) -> Vec<(&'static str, Packet, Packet)> {
         other("OSPF", 89),
         other("VRRP", 112),
         other("an experiment", 253),
-        (
-            "echo",
-            Packet::ping(from, to, 7),
-            Packet::pong(to, from, 7),
-        ),
+        ("echo", Packet::ping(from, to, 7), Packet::pong(to, from, 7)),
     ];
     // A question of ICMP that is no echo: a time stamp; information about a node. And the other family's ICMP, which is none here.
     if from.is_ipv4() {

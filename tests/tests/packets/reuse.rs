@@ -64,11 +64,13 @@ impl Scene {
 
     /// A whole connection, closed from both sides.
     fn over(&self, w: &mut World, backend: usize) {
-        self.asks(w, tcp::SYN, backend).counted(Count::FlowCreated, 1);
+        self.asks(w, tcp::SYN, backend)
+            .counted(Count::FlowCreated, 1);
         self.answers(w, tcp::SYN | tcp::ACK, backend);
         self.asks(w, FIN, backend);
         self.answers(w, FIN, backend);
-        self.asks(w, tcp::ACK, backend).counted(Count::FlowCreated, 0);
+        self.asks(w, tcp::ACK, backend)
+            .counted(Count::FlowCreated, 0);
         assert_eq!(w.answered(6, self.asker(), self.vip).unwrap().closing, 1);
         assert_eq!(w.entries(), 2);
     }

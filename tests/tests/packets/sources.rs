@@ -95,7 +95,9 @@ fn kinds(from: IpAddr, to: IpAddr) -> Vec<Packet> {
         all.push(Packet::icmp(from, to, 1, 4, [0; 4]));
         all.push(Packet::udp(s, d).extension(60, &[1, 4, 0, 0, 0, 0]));
         // More of them than are walked.
-        all.push((0..7).fold(Packet::udp(s, d), |p, _| p.extension(60, &[1, 4, 0, 0, 0, 0])));
+        all.push((0..7).fold(Packet::udp(s, d), |p, _| {
+            p.extension(60, &[1, 4, 0, 0, 0, 0])
+        }));
     }
     all
 }

@@ -351,8 +351,7 @@ impl Model {
         // Who has no address yet speaks to everybody on the link; and `::` at both ends is also what a frame without addresses shows.
         let none = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let silent = source.is_unspecified() && is_multicast(ends.to.ip());
-        let nobodys =
-            is_no_source(source) && !silent && (source, ends.to.ip()) != (none, none);
+        let nobodys = is_no_source(source) && !silent && (source, ends.to.ip()) != (none, none);
         // The stack has its own check for what this host keeps.
         if kind != Some(address_kind::HOST) && (self.cluster.is_ours(source) || nobodys) {
             return self.drops(at, Reason::SourceMartian);
