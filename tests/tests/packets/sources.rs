@@ -397,7 +397,8 @@ rows! {
     BOTH what_the_host_itself_gets_is_left_to_its_stack(w) {
         let mut sources = of_this_node(w);
         sources.extend(nobodys(w.family));
-        for packet in sources.iter().flat_map(|source| few(*source, w.family.host())) {
+        let host = w.family.host();
+        for packet in sources.iter().flat_map(|source| few(*source, host)) {
             w.from_uplink(&packet).passes_untouched();
         }
     }
