@@ -103,6 +103,13 @@ impl Address {
         let w = self.words();
         w[0] == 0 && w[1] == 0 && (w[2] == 0 || w[2] == V4_MAPPED_WORD) && w[3] == 0
     }
+
+    /// Whether no packet that is forwarded may have the address as its source: unspecified, loopback, multicast, limited broadcast
+    /// (RFC 1122 3.2.1.3, RFC 4291 2.5.2, 2.5.3 and 2.7).
+    #[inline(always)]
+    pub const fn is_no_source(&self) -> bool {
+        self.is_unspecified() || self.is_loopback() || self.is_multicast()
+    }
 }
 
 /// The third word of every mapped IPv4 address.

@@ -6,7 +6,7 @@ use crate::SetWord;
 pub mod pod_flag {
     /// The slot is taken.
     pub const USED: u32 = 1 << 0;
-    /// The pod may send from addresses that are not its own (annotation `sluice.dev/source-check: "false"`).
+    /// The pod may send from addresses that are not its own, but for those of this node (annotation `sluice.dev/source-check: "false"`).
     pub const ANY_SOURCE: u32 = 1 << 1;
     /// Deliver by peer redirect: the link is a veth with a peer in another namespace, and its MACs are known.
     pub const REDIRECT: u32 = 1 << 2;

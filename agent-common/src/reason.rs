@@ -40,7 +40,8 @@ reasons! {
     PolicyIngress = 2, "policy-ingress";
     /// A pod sent from an address that is not its own.
     SourceSpoofed = 3, "source-spoofed";
-    /// A packet from the uplink bore a source that cannot be there: this node's, a local pod's, loopback, multicast.
+    /// A packet from the uplink bore a source that cannot be there: this node's, a local pod's, a ClusterIP, unspecified, loopback, multicast; or
+    /// somebody else's packet bore the tuple of a flow of this host's.
     SourceMartian = 4, "source-martian";
     /// A header is cut short or contradicts itself.
     Malformed = 5, "malformed";
@@ -76,13 +77,16 @@ reasons! {
     RewriteFailed = 20, "rewrite-failed";
     /// A service over a protocol that is not translated yet.
     ServiceProtocol = 21, "service-protocol";
-    /// An ARP, neighbour discovery or router message with somebody else's address.
+    /// An ARP, neighbour discovery or router message with somebody else's address, or a router's from a pod that is none.
     NeighbourSpoofed = 22, "neighbour-spoofed";
     /// A ClusterIP from outside the cluster: rejected, or dropped where its sender can be told nothing; and one that comes round to a pod's link,
     /// past all translation: dropped.
     ClusterIpFromOutside = 23, "cluster-ip-from-outside";
     /// The source is in none of the service's `loadBalancerSourceRanges`.
     SourceRange = 24, "source-range";
+    /// A loopback address as the destination of what came in by a link, where none may be (RFC 1122 3.2.1.3, RFC 4291 2.5.3). The stack refuses
+    /// it too, unless `route_localnet` is set, as kube-proxy sets and leaves it (CVE-2020-8558).
+    DestinationMartian = 25, "destination-martian";
 }
 
 /// Room for reasons in the counters, of each hook.

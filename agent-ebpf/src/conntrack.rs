@@ -174,7 +174,9 @@ pub fn backend_holds(flow: &Flow, kind: u8) -> bool {
 /// A SYN on a closing entry opens a new flow.
 #[inline(always)]
 pub fn reopens(flow: &Flow, tcp_flags: u32) -> bool {
-    flow.closing != 0 && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    flow.closing != 0
+        && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        && !crate::mutant::removed!("closed-for-good")
 }
 
 /// Moves both entries of a flow from `unreplied` to `conntrack`, with its first answer. The entries go in before they go

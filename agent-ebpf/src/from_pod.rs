@@ -1,8 +1,8 @@
 //! What a pod sends: TC ingress of the host's side of its link.
 
 use agent_common::{
-    Address, Count, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag, gate::GateWord,
-    hook, lookup::Tables, pod_flag, protocol,
+    Address, AddressEntry, Count, Flow, NO_BACKEND, NO_SLOT, Reason, address_kind, flow_flag,
+    gate::GateWord, hook, lookup::Tables, pod_flag, protocol,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -12,7 +12,7 @@ use crate::{
     flow::{Opened, forget_found, midstream, open},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
-    packet::{Header, Parsed, arp_sender, parse, skb, tcp},
+    packet::{Header, Parsed, arp_sender, at_transport, parse, skb, tcp},
     policy::{enforced, judge, slot_of, store},
     report::{count, dropped},
     service::is_cluster_ip,
@@ -68,6 +68,9 @@ pub fn new(ctx: &TcContext) -> i32 {
         return NEXT;
     };
     work.here = slot;
+    if to_loopback(work) {
+        return drop_packet(ctx, work, Reason::DestinationMartian);
+    }
     match parsed {
         Parsed::Flow => {}
         Parsed::Neighbour if on_link(&work.tuple.destination) => {
@@ -248,10 +251,45 @@ pub fn again_from(work: &mut Work, flow: &mut Flow, reply: bool) -> u32 {
 }
 
 /// The source check: a pod sends from its own addresses only.
+///
+/// One with the annotation sends on for others (a router, the host of virtual machines), whose addresses are none of this node's. Not from
+/// another local pod's or this host's: a tuple has one entry, so it would end their flows and answer in their place. Not from a ClusterIP,
+/// which no sender has, nor from an address that no packet may come from.
 #[inline(always)]
 pub fn source_is_own(source: &Address, slot: u32) -> bool {
-    slot_of(Maps.address(source)) == slot
-        || matches!(pod(slot), Some(pod) if pod.flags & pod_flag::ANY_SOURCE != 0)
+    let entry = Maps.address(source);
+    if slot_of(entry) == slot || crate::mutant::removed!("any-source") {
+        return true;
+    }
+    if !is_router(slot) {
+        return false;
+    }
+    !(is_ours(entry) || source.is_no_source()) || crate::mutant::removed!("router-as-anybody")
+}
+
+/// Whether a pod has the annotation.
+#[inline(always)]
+fn is_router(slot: u32) -> bool {
+    matches!(pod(slot), Some(pod) if pod.flags & pod_flag::ANY_SOURCE != 0)
+}
+
+/// Whether an address is of this node's own: a local pod's, the host's, or a ClusterIP, which every node has to itself. What comes in from
+/// elsewhere has none of them as its source.
+#[inline(always)]
+pub fn is_ours(entry: Option<AddressEntry>) -> bool {
+    match entry {
+        Some(entry) => matches!(
+            entry.kind,
+            address_kind::LOCAL_POD | address_kind::HOST | address_kind::CLUSTER_IP
+        ),
+        None => false,
+    }
+}
+
+/// Whether a packet is for a loopback address, which processes listen on because nobody else reaches it. Zeros, of a frame without addresses, are none.
+#[inline(always)]
+pub fn to_loopback(work: &Work) -> bool {
+    work.tuple.destination.is_loopback() && !crate::mutant::removed!("loopback-reached")
 }
 
 /// Whether a neighbour's message goes no further than this host. ARP has no address here.
@@ -263,9 +301,30 @@ fn on_link(destination: &Address) -> bool {
         || matches!(Maps.address(destination), Some(entry) if entry.kind == address_kind::HOST)
 }
 
-/// ARP, neighbour discovery and the like always pass, from the pod's own addresses, none, or link-local ones.
+/// Router advertisement, RFC 4861 4.2.
+const ADVERTISEMENT: u8 = 134;
+/// Redirect, RFC 4861 4.5.
+const REDIRECT: u8 = 137;
+
+/// Whether a message of neighbour discovery is one that only routers send. A host that believes it gives its traffic away (CVE-2020-10749).
+#[inline(always)]
+fn routers(ctx: &TcContext, work: &Work) -> bool {
+    if work.tuple.protocol != protocol::ICMPV6 {
+        return false;
+    }
+    match at_transport::<[u8; 2]>(ctx, work.l4) {
+        // SAFETY: `at` has checked the bounds.
+        Some(message) => matches!(unsafe { (*message)[0] }, ADVERTISEMENT | REDIRECT),
+        None => false,
+    }
+}
+
+/// ARP, neighbour discovery and the like always pass, from the pod's own addresses, none, or link-local ones; but only a router speaks as one.
 #[inline(always)]
 fn neighbour(ctx: &TcContext, work: &mut Work, slot: u32) -> i32 {
+    if routers(ctx, work) && !is_router(slot) && !crate::mutant::removed!("anybody-routes") {
+        return drop_packet(ctx, work, Reason::NeighbourSpoofed);
+    }
     let sender = match arp_sender(ctx) {
         Some(sender) => sender,
         None => work.tuple.source,

@@ -8,6 +8,7 @@ use crate::{
     conntrack::{close, partner, promote, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     fragment::settle,
+    from_pod::{is_ours, to_loopback},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, tcp},
@@ -61,14 +62,19 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         _ => false,
     };
+    if to_loopback(work) {
+        return drop_packet(ctx, work, Reason::DestinationMartian);
+    }
     let source = Maps.address(&work.tuple.source);
     let destination = Maps.address(&work.tuple.destination);
     // The stack has its own check for what it keeps; what could reach a pod is checked here, since a pod's policy
     // would take the sender for who it claims to be.
     let to_host = matches!(destination, Some(entry) if entry.kind == address_kind::HOST);
     if !to_host {
-        let ours = matches!(source, Some(entry) if entry.kind == address_kind::LOCAL_POD || entry.kind == address_kind::HOST);
-        if ours || work.tuple.source.is_loopback() || work.tuple.source.is_multicast() {
+        let nobodys = work.tuple.source.is_no_source()
+            // Who has no address yet speaks to groups and to the whole link (RFC 2131 4.1, RFC 3376 4.2.13).
+            && !(work.tuple.source.is_unspecified() && work.tuple.destination.is_multicast());
+        if (is_ours(source) || nobodys) && !crate::mutant::removed!("uplink-any-source") {
             return drop_packet(ctx, work, Reason::SourceMartian);
         }
         // What this host gets is its stack's to put together.

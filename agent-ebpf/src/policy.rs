@@ -92,11 +92,12 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
         return 0;
     }
     // The destination's port, for protocols that have one; an echo's id is none.
-    let port_be = if agent_common::protocol::has_ports(kind) {
-        port_be
-    } else {
-        0
-    };
+    let port_be =
+        if agent_common::protocol::has_ports(kind) || crate::mutant::removed!("echo-by-id") {
+            port_be
+        } else {
+            0
+        };
     if opener != NO_SLOT {
         let Some(pod) = pod(opener) else {
             return Reason::UnknownPod as u32;

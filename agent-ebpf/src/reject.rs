@@ -7,7 +7,8 @@
 //! which connected sockets may never be told), and the address exists: its neighbours among ports answer.
 //!
 //! **What is never answered** (RFC 1122 3.2.2, RFC 4443 2.4, RFC 9293 3.5.2): an RST, an ICMP error (none comes here), a fragment that is not the first,
-//! a source that is nobody's own (unspecified, multicast, broadcast, loopback), a frame to a group of stations, or one that is another station's.
+//! a source that is nobody's own (unspecified, multicast, broadcast, loopback: none comes here either), a frame to a group of stations, or one that
+//! is another station's.
 //!
 //! A checksum that the sender left to its device stays marked as such, and with it the answer; whoever is on the same machine takes it so.
 
@@ -94,10 +95,6 @@ fn answerable(ctx: &TcContext, work: &Work) -> bool {
     }
     // Without a transport header, as fragments but the first.
     if work.l4 < L3 + V4_HEADER {
-        return false;
-    }
-    let source = &work.tuple.source;
-    if source.is_unspecified() || source.is_multicast() || source.is_loopback() {
         return false;
     }
     // A pod's frames reach this host by its own link only.

@@ -121,7 +121,9 @@ fn point(work: &mut Work, number: u32, backend: &Backend) {
     flow.new_destination_port_be = backend.word.port_be;
     flow.flags |= flow_flag::TRANSLATE;
     // Hairpin: a pod takes nothing from its own address, so it sees the service's, which also routes back here.
-    flow.new_source = if backend.address.same(&work.forward_key.source) {
+    flow.new_source = if backend.address.same(&work.forward_key.source)
+        && !crate::mutant::removed!("no-hairpin")
+    {
         work.forward_key.destination
     } else {
         work.forward_key.source
@@ -153,6 +155,17 @@ extern "C" fn free_reply(work: *mut Work) -> u32 {
     };
     let kind = work.forward_key.protocol;
     work.reply_key = partner(&work.forward, kind);
+    if crate::mutant::removed!("clash-unseen") {
+        return 1;
+    }
+    // A pod that asks its own service from the very port that it serves: both directions would have one key, and the one entry would be taken
+    // for the responder's, which outlives its backend.
+    if work.forward.backend != NO_BACKEND
+        && own(work, &work.forward)
+        && !crate::mutant::removed!("one-key-for-both")
+    {
+        return 0;
+    }
     if let Some(entry) = CONNTRACK.get_ptr(&work.reply_key) {
         // SAFETY: a map value.
         let entry = unsafe { &*entry };

@@ -2,10 +2,10 @@
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
 use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 
 use crate::{
-    conntrack::{close, forget, judged, partner, promote, reopens, touch},
+    conntrack::{close, entry, forget, judged, partner, promote, reopens, touch},
     deliver::{DROP, NEXT, deliver, drop_packet, tail_call},
     flow::{Opened, midstream, open},
     from_pod::again_from,
@@ -46,45 +46,49 @@ pub fn established(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
     const HOSTS: u32 = flow_flag::HOST | flow_flag::REPLY;
-    flow.flags & HOSTS == HOSTS && skb(ctx).ingress_ifindex != 0
+    flow.flags & HOSTS == HOSTS
+        && skb(ctx).ingress_ifindex != 0
+        && !crate::mutant::removed!("hosts-flow-for-all")
 }
 
-/// What this host itself answers as a service's backend. It enters by no hook, so this is where it is translated back.
-#[inline(always)]
-fn host_backend(ctx: &TcContext, work: &mut Work) -> Option<i32> {
+/// Whether the packet is a service's answer that nobody has translated back yet, because it entered by no hook as it is: this host's own, of
+/// a backend on it, or one that the stack has just taken its masquerade from (at the uplink it was for this host). `enters` is what its entry says
+/// of where it enters.
+///
+/// Not 0: it is. The opener's entry is under `work.forward_key`, and a copy of the answers' in `work.reply`. A function of its own, for its place
+/// on the stack.
+#[inline(never)]
+fn answers(work: &mut Work, enters: u32) -> u32 {
     const ANSWER: u32 = flow_flag::REPLY | flow_flag::TRANSLATE;
-    let mut found = CONNTRACK.get_ptr_mut(&work.tuple);
-    if found.is_none()
-        && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.tuple)
-    {
-        found = Some(waiting);
-        // SAFETY: a map value; its ends and these flags never change.
-        let flow = unsafe { &*waiting };
-        if flow.flags & ANSWER == ANSWER && flow.ifindex == THIS_HOST {
-            work.reply_key = work.tuple;
-            work.forward_key = partner(flow, work.tuple.protocol);
-            if promote(work) != 0 {
-                found = CONNTRACK.get_ptr_mut(&work.tuple);
-            }
-        }
+    let Some(found) = entry(&work.tuple) else {
+        return 0;
+    };
+    // SAFETY: a map value; its ends and these flags never change.
+    let flow = unsafe { &*found };
+    if flow.flags & ANSWER != ANSWER || flow.ifindex != enters {
+        return 0;
     }
-    // SAFETY: a map value; see `established`.
-    let flow = unsafe { &mut *found? };
-    if flow.flags & ANSWER != ANSWER || flow.ifindex != THIS_HOST {
-        return None;
-    }
-    if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-        close(flow, work.tcp_flags, true);
-    }
-    touch(flow, work.tuple.protocol);
-    Some(deliver::<false>(
-        ctx,
+    work.reply_key = work.tuple;
+    work.forward_key = partner(flow, work.tuple.protocol);
+    work.reply = *flow;
+    // The first answer, if it is still among those that wait.
+    promote(work);
+    // Without the opener's half, evicted alone, nothing says that it may pass.
+    entry(&work.forward_key).is_some() as u32
+}
+
+/// Translates what [`answers`] has found, which the stack has routed here.
+#[inline(never)]
+fn translate_back(skb: *mut __sk_buff, work: &mut Work) -> i32 {
+    work.reply.deliver = NO_SLOT;
+    deliver::<false>(
+        &TcContext::new(skb),
         hook::TO_POD,
         work.l4,
         work.v4 != 0,
         &work.tuple,
-        flow,
-    ))
+        &work.reply,
+    )
 }
 
 /// Everything that [`established`] cannot answer.
@@ -114,25 +118,34 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         Parsed::Short => return unjudged(ctx, work, slot, Reason::Malformed),
     }
-    if host && let Some(sent) = host_backend(ctx, work) {
-        return sent;
-    }
-    // In the working memory: older kernels leave this program no room for a tuple on its stack.
-    work.forward_key = work.tuple.reversed();
-    let mut found = CONNTRACK.get_ptr_mut(&work.forward_key);
-    if found.is_none()
-        && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.forward_key)
-    {
-        found = Some(waiting);
-        // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
-        let flow = unsafe { &*waiting };
-        if flow.flags & flow_flag::REPLY == 0 && !reopens(flow, work.tcp_flags) {
-            // The opener's own entry, and the packet goes against it: the first answer.
-            work.reply_key = partner(flow, work.tuple.protocol);
-            if promote(work) != 0 {
-                found = CONNTRACK.get_ptr_mut(&work.forward_key);
+    // This host's packets all come as they are.
+    let mut back = host && answers(work, THIS_HOST) != 0;
+    let mut found = None;
+    if !back {
+        // In the working memory: older kernels leave this program no room for a tuple on its stack.
+        work.forward_key = work.tuple.reversed();
+        found = CONNTRACK.get_ptr_mut(&work.forward_key);
+        if found.is_none()
+            && let Some(waiting) = UNREPLIED.get_ptr_mut(&work.forward_key)
+        {
+            found = Some(waiting);
+            // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
+            let flow = unsafe { &*waiting };
+            if flow.flags & flow_flag::REPLY == 0 && !reopens(flow, work.tcp_flags) {
+                // The opener's own entry, and the packet goes against it: the first answer.
+                work.reply_key = partner(flow, work.tuple.protocol);
+                if promote(work) != 0 {
+                    found = CONNTRACK.get_ptr_mut(&work.forward_key);
+                }
             }
         }
+        back = found.is_none()
+            && !host
+            && !crate::mutant::removed!("masquerade-lost")
+            && answers(work, 0) != 0;
+    }
+    if back {
+        found = entry(&work.forward_key);
     }
     if let Some(flow) = found {
         // SAFETY: a map value; see `established`.
@@ -154,6 +167,9 @@ pub fn new(ctx: &TcContext) -> i32 {
                 close(flow, work.tcp_flags, false);
             }
             touch(flow, work.tuple.protocol);
+            if back {
+                return translate_back(ctx.skb.skb, work);
+            }
             return NEXT;
         }
         work.reply_key = partner(flow, work.forward_key.protocol);

@@ -7,7 +7,7 @@
 //!   holds every checksum against the RFCs. Both are written without the programs' code.
 //! - [`outcome`] is what a run did, with the assertions that rows are made of.
 //! - [`bulk`] is the same for many packets, with less told of each.
-//! - [`row`] runs each row once and remembers which reasons and counts all of them have seen.
+//! - [`row`] runs each row once and remembers which reasons and counts all of them have seen; [`unreached`] has those that none can see.
 //!
 //! Needs root; nothing skips. What `BPF_PROG_TEST_RUN` cannot do (VLAN, offloaded checksums, socket programs, where a redirect
 //! goes) is the lab's.
@@ -22,4 +22,5 @@ pub mod outcome;
 pub mod row;
 pub mod rules;
 pub mod seen;
+pub mod unreached;
 pub mod world;

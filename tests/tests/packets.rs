@@ -31,22 +31,32 @@ mod direct;
 mod extensions;
 #[path = "packets/fragments.rs"]
 mod fragments;
+#[path = "packets/hairpin.rs"]
+mod hairpin;
 #[path = "packets/hooks.rs"]
 mod hooks;
 #[path = "packets/icmp.rs"]
 mod icmp;
+#[path = "packets/masquerade.rs"]
+mod masquerade;
 #[path = "packets/midstream.rs"]
 mod midstream;
 #[path = "packets/parsing.rs"]
 mod parsing;
 #[path = "packets/policy.rs"]
 mod policy;
+#[path = "packets/protocols.rs"]
+mod protocols;
 #[path = "packets/reject.rs"]
 mod reject;
+#[path = "packets/reuse.rs"]
+mod reuse;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/shares.rs"]
 mod shares;
+#[path = "packets/sources.rs"]
+mod sources;
 #[path = "packets/timeouts.rs"]
 mod timeouts;
 #[path = "packets/unknown.rs"]

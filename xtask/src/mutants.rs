@@ -4,6 +4,7 @@
 //! takes `mutant::removed("name")` around the mechanism (in the programs `removed!("name")`) and a row here.
 //! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
+mod flows;
 mod running;
 
 use crate::test::tiers::target;
@@ -102,7 +103,12 @@ const fn fuzz(name: &'static str, removes: &'static str) -> Mutant {
 }
 
 /// Every mutant. One that must be caught in two ways has two rows.
-pub(crate) const MUTANTS: &[Mutant] = &[
+pub(crate) fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(flows::MUTANTS)
+}
+
+/// Those that are in no file of their own.
+const MUTANTS: &[Mutant] = &[
     packets(
         "redirect-without-ingress",
         "agent-ebpf/src/policy.rs: the ingress judgement of what a local pod sends",
@@ -184,26 +190,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "priority-tag",
         "agent-ebpf/src/packet.rs: what is behind a tag of no VLAN is looked at as if there were none",
         "frames::a_priority_tag_hides_nothing",
-    ),
-    packets(
-        "successor-opens",
-        "agent-ebpf/src/from_pod.rs: an answer stays one when another pod took the place of the one that was asked",
-        "unknown::a_pod_that_took_anothers_place_answers_its_flows_and_opens_none_by_that",
-    ),
-    packets(
-        "self-anywhere",
-        "agent-ebpf/src/conntrack.rs: a pod's flow to itself is looked at again when the pod's slot is another",
-        "unknown::a_pod_that_comes_back_in_another_slot_still_reaches_itself_through_its_service",
-    ),
-    packets(
-        "address-only",
-        "agent-ebpf/src/policy.rs: the end at a pod's link is judged as that pod, whoever has the address",
-        "unknown::the_policy_of_an_unknown_address_is_its_links",
-    ),
-    packets(
-        "any-slot-here",
-        "agent-ebpf/src/conntrack.rs: a flow that was judged for nobody at the pod's end is judged there again",
-        "unknown::an_entry_that_knows_no_slot_at_the_pods_end_is_judged_with_the_next_packet",
     ),
     unit(
         "one-for-all",
@@ -522,7 +508,7 @@ pub(crate) const CHOICE: &str = "SLUICE_MUTANT";
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::MUTANTS;
+    use super::all;
     use crate::workspace;
 
     /// What follows `opening` up to the closing quote, at each place in `text`; a line may break before the quote.
@@ -552,7 +538,7 @@ mod tests {
                 switches.extend(names(&text, opening).into_iter().map(str::to_owned));
             }
         }
-        let tested: BTreeSet<String> = MUTANTS.iter().map(|m| m.name.to_owned()).collect();
+        let tested: BTreeSet<String> = all().map(|m| m.name.to_owned()).collect();
         assert_eq!(
             switches, tested,
             "switches in the code, and the table's rows"
@@ -561,7 +547,7 @@ mod tests {
 
     #[test]
     fn rows_name_files_that_have_the_switch() {
-        for mutant in MUTANTS {
+        for mutant in all() {
             let (files, _) = mutant.removes.split_once(": ").unwrap();
             for file in files.split(", ") {
                 let text = std::fs::read_to_string(workspace::root().join(file)).unwrap();

@@ -49,6 +49,6 @@ pub struct Pod {
     pub service_account: Text,
     /// Named ports of containers and of init containers that restart always (sidecars); sorted, without duplicates.
     pub ports: Vec<NamedPort>,
-    /// Annotation `sluice.dev/source-check: "false"`: the pod may send from any address.
+    /// Annotation `sluice.dev/source-check: "false"`: the pod may send from any address but those of this node: its host's, other pods' on it, ClusterIPs.
     pub any_source: bool,
 }

@@ -59,8 +59,9 @@ const NO_REASON: &[(&[u32], &[Reason], &str)] = &[
             Reason::SourceSpoofed,
             Reason::NeighbourSpoofed,
             Reason::BackendGone,
+            Reason::DestinationMartian,
         ],
-        "sources and backends are checked where packets enter the node",
+        "sources, loopback and backends are checked where packets enter the node",
     ),
     (
         &[TO_POD],

@@ -255,11 +255,12 @@ impl Traffic {
         let other = family.pod(*dice.pick(&self.cast.pods));
         match dice.below(10) {
             0..=4 => {
-                let to = match dice.below(8) {
+                let to = match dice.below(9) {
                     0 => family.cluster_ip(1),
                     1 => family.cluster_ip(99),
                     2 => family.host(),
                     3 => Self::far(dice, family),
+                    4 => family.loopback(),
                     _ => other,
                 };
                 (Place::FromPod(pod), own, to)
@@ -277,9 +278,10 @@ impl Traffic {
                 (Place::ToPod(pod, by), from, to)
             }
             _ => {
-                let to = match dice.below(4) {
+                let to = match dice.below(5) {
                     0 => family.cluster_ip(1),
                     1 => family.host(),
+                    2 => family.loopback(),
                     _ => own,
                 };
                 (Place::Uplink, Self::far(dice, family), to)

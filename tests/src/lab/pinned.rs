@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_common::{
-    Counter, Flow, LinkEntry, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry, ServiceKey,
-    Tuple, Verdict, drop_index,
+    Count, Counter, Flow, LinkEntry, Pod, Prefix, PrefixEntry, Reason, RuleKey, ServiceEntry,
+    ServiceKey, Tuple, Verdict, count_index, drop_index,
     gate::{self, GateWord},
     hook,
     limits::LAYOUT,
@@ -90,9 +90,21 @@ impl Pinned {
     /// # Errors
     /// The map is not there.
     pub fn drops_at(&self, hook: u32, reason: Reason) -> Result<u64> {
+        self.counter(drop_index(hook, reason))
+    }
+
+    /// What else was counted so far.
+    ///
+    /// # Errors
+    /// The map is not there.
+    pub fn counted(&self, what: Count) -> Result<u64> {
+        self.counter(count_index(what))
+    }
+
+    fn counter(&self, index: u32) -> Result<u64> {
         let counters: PerCpuArray<_, Counter> =
             PerCpuArray::try_from(Map::PerCpuArray(self.open("counters")?))?;
-        let values = counters.get(&drop_index(hook, reason), 0)?;
+        let values = counters.get(&index, 0)?;
         Ok(values.iter().map(|cpu| cpu.packets).sum())
     }
 

@@ -93,6 +93,11 @@ impl World {
         });
     }
 
+    /// Evicts one entry of an answered flow, as the kernel does when the table is full.
+    pub fn evict(&mut self, key: &Tuple) {
+        self.must(|w| Ok(w.conntrack.remove(key)?));
+    }
+
     /// Evicts one entry of a flow that was not answered, as the kernel does when the table is full.
     pub fn evict_waiting(&mut self, key: &Tuple) {
         self.must(|w| Ok(w.unreplied.remove(key)?));

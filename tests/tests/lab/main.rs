@@ -13,6 +13,7 @@ mod frames;
 mod full;
 mod icmp;
 mod late;
+mod masquerade;
 mod node_parts;
 mod offloads;
 mod one_cgroup;

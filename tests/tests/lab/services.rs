@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use agent_common::Reason;
+use agent_common::{Count, Reason, hook};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::lab::host::HostProcess;
@@ -254,10 +254,17 @@ fn a_process_of_the_host_reaches_services_and_is_refused_where_there_is_nobody()
 
 /// The cgroup's programs: connect and sendmsg.
 pub(crate) fn assert_host(scene: &Scene) -> Result<()> {
+    /// Rounds, each of three calls to each family's address.
+    const ROUNDS: u64 = 20;
     let mut host = HostProcess::start(&scene.node)?;
     let node = scene.node.addresses();
+    let pinned = scene.pinned();
+    let translated = pinned.counted(Count::SocketTranslated)?;
+    let refused = |reason| pinned.drops_at(hook::SOCKET, reason);
+    let reasons = [Reason::NoEndpoint, Reason::NoServicePort];
+    let before = [refused(reasons[0])?, refused(reasons[1])?];
     for (to, own) in at(vip(WEB), SERVICE).into_iter().zip(node) {
-        for _ in 0..20 {
+        for _ in 0..ROUNDS {
             for outcome in [
                 host.ask(Proto::Tcp, to, DEADLINE)?,
                 host.ask(Proto::Udp, to, DEADLINE)?,
@@ -283,6 +290,22 @@ pub(crate) fn assert_host(scene: &Scene) -> Result<()> {
         ] {
             ensure!(outcome == Outcome::Refused, "{to}: {outcome}");
         }
+    }
+    // No packet is counted by the sockets' programs but these: what they did stands there, by its reason.
+    let translated = pinned.counted(Count::SocketTranslated)? - translated;
+    ensure!(
+        translated >= 2 * 3 * ROUNDS,
+        "{translated} calls translated of {}",
+        2 * 3 * ROUNDS
+    );
+    for (reason, before) in reasons.into_iter().zip(before) {
+        let counted = refused(reason)? - before;
+        ensure!(
+            counted >= 2 * 3,
+            "{}: {counted} calls refused of {}",
+            reason.name(),
+            2 * 3
+        );
     }
     Ok(())
 }

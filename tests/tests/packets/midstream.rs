@@ -1,6 +1,6 @@
 //! TCP connections that are older than what conntrack knows.
 
-use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, limits, path, pod_flag};
+use agent_common::{Count, GROUP_ANY, Reason, flow_flag, hook, limits, path};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
 use tests::packet::outcome::Via;
@@ -16,11 +16,6 @@ rows! {
         w.service(vip, 6, &[b.at(8080)]);
         w.isolate_ingress(&a, SET);
         w.to_pod(&a, Via::Uplink, &Packet::ack(vip, a.at(40000))).dropped(hook::TO_POD, Reason::Midstream);
-        // A router's, whose own orientation is denied.
-        w.isolate_egress(&b, SET);
-        w.edit(&b, |p| p.flags |= pod_flag::ANY_SOURCE);
-        let answer = Packet::ack(vip, at(w.family.outside(1), 40000));
-        w.from_pod(&b, &answer).dropped(hook::FROM_POD, Reason::Midstream);
         assert_eq!(w.entries(), 0);
     }
 

@@ -194,7 +194,6 @@ rows! {
             Packet::udp(far, vip).damage(0, group),
             // Another station's, which a device sees that listens to all.
             Packet::udp(far, vip).damage(5, 0),
-            Packet::udp(at(unspecified(vip.ip()), 1000), vip),
         ];
         for kind in if vip.is_ipv4() { [3, 11, 12] } else { [1, 2, 3] } {
             unanswered.push(Packet::icmp(far.ip(), vip.ip(), kind, 0, [0; 4]));
@@ -204,10 +203,11 @@ rows! {
         }
         w.from_pod(&a, &Packet::tcp(a.at(1), vip, tcp::RST)).dropped(hook::FROM_POD, Reason::Midstream);
         w.from_pod(&a, &Packet::udp(a.at(1), vip).damage(0, group)).dropped(hook::FROM_POD, Reason::NoServicePort);
-        // Only a router sends from any address.
+        // Nor is a source that is nobody's, be it of a pod that may send for others (sources.rs has all that is dropped for that alone).
         w.edit(&a, |p| p.flags |= pod_flag::ANY_SOURCE);
         for source in [unspecified(vip.ip()), w.family.multicast(), w.family.loopback()] {
-            w.from_pod(&a, &Packet::udp(at(source, 1), vip)).dropped(hook::FROM_POD, Reason::NoServicePort);
+            w.from_pod(&a, &Packet::udp(at(source, 1), vip)).dropped(hook::FROM_POD, Reason::SourceSpoofed);
+            w.from_uplink(&Packet::udp(at(source, 1), vip)).dropped(hook::FROM_UPLINK, Reason::SourceMartian);
         }
     }
 

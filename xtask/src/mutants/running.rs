@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::{BUILD, CHOICE, MUTANTS, Mutant, SOAK};
+use super::{BUILD, CHOICE, Mutant, SOAK, all};
 use crate::soak;
 use crate::test::tiers::Tier;
 use crate::test::{Outcome, runner};
@@ -32,14 +32,13 @@ struct Run {
 /// # Errors
 /// When there is none to run.
 pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
-    let chosen: Vec<&'static Mutant> = MUTANTS
-        .iter()
+    let chosen: Vec<&'static Mutant> = all()
         .filter(|mutant| only.is_none_or(|part| mutant.name.contains(part)))
         .collect();
     if chosen.is_empty() {
         bail!(
             "no such mutant: the table in xtask/src/mutants.rs has {} rows",
-            MUTANTS.len()
+            all().count()
         );
     }
     let started = Instant::now();

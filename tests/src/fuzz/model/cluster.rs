@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use agent_common::{address_kind, backend_state, pod_flag};
 
 use super::super::wire::Ends;
+use super::hooks::is_multicast;
 use super::policy::{Isolation, Set};
 
 /// A local pod.
@@ -138,9 +139,23 @@ impl Cluster {
         self.kind_of(address) == Some(address_kind::CLUSTER_IP)
     }
 
-    /// Whether a pod may send from an address.
+    /// Whether a pod may send from an address. A router does for others, who are none of this node's.
     pub fn sends_as(&self, slot: u32, address: IpAddr) -> bool {
-        self.slot_of(address) == Some(slot) || self.pods.get(&slot).is_some_and(Pod::any_source)
+        self.slot_of(address) == Some(slot)
+            || (self.routes(slot) && !self.is_ours(address) && !is_no_source(address))
+    }
+
+    /// Whether a pod sends on for others.
+    pub fn routes(&self, slot: u32) -> bool {
+        self.pods.get(&slot).is_some_and(Pod::any_source)
+    }
+
+    /// Whether an address is a local pod's, this host's or a ClusterIP.
+    pub fn is_ours(&self, address: IpAddr) -> bool {
+        matches!(
+            self.kind_of(address),
+            Some(address_kind::LOCAL_POD | address_kind::HOST | address_kind::CLUSTER_IP)
+        )
     }
 
     /// Interface of a pod's link.
@@ -190,4 +205,9 @@ impl Cluster {
         let gone = alive.len() < places.len();
         (alive, gone)
     }
+}
+
+/// Whether nothing that is forwarded comes from an address (RFC 1122 3.2.1.3; RFC 4291 2.5.2, 2.5.3, 2.7).
+pub fn is_no_source(address: IpAddr) -> bool {
+    address.is_unspecified() || address.is_loopback() || is_multicast(address)
 }

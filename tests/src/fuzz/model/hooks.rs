@@ -1,9 +1,11 @@
 //! The path of a packet through each hook (ARCHITECTURE.md, "The path of a packet").
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook};
 
 use super::super::wire::{self, Ends, Kind};
-use super::cluster::Pod;
+use super::cluster::{Pod, is_no_source};
 use super::flows::{Half, reopens};
 use super::open::{Opened, Opening};
 use super::policy::Question;
@@ -159,6 +161,9 @@ impl Model {
         let Some(here) = self.cluster.links.get(&at.ifindex).copied() else {
             return Self::passes(at);
         };
+        if ends.to.ip().is_loopback() {
+            return self.drops(at, Reason::DestinationMartian);
+        }
         match at.wire.kind {
             // RFC 5095: it leaves no pod.
             _ if at.wire.visits => {
@@ -272,16 +277,24 @@ impl Model {
             Kind::Later => return self.unknown_to_pod(at, here, Reason::Fragment),
             Kind::Flow => {}
         }
-        if host && self.host_answers(at) {
-            return self.goes_on(at, at.wire.ends);
+        // A service's answer that nobody has translated back yet: this host's own, or one that the stack has just taken its masquerade from.
+        let mut ends = ends;
+        let mut raw = host.then(|| self.answers(at, THIS_HOST)).flatten();
+        if raw.is_none() {
+            if !self.flows.answered.contains_key(&ends)
+                && let Some(half) = self.flows.waiting.get(&ends)
+                && !half.reply
+                && !reopens(half, &at.wire)
+            {
+                let answers = half.partner(ends.protocol);
+                self.promote(ends, answers);
+            }
+            if !host && self.flows.find(&ends).is_none() {
+                raw = self.answers(at, 0);
+            }
         }
-        if !self.flows.answered.contains_key(&ends)
-            && let Some(half) = self.flows.waiting.get(&ends)
-            && !half.reply
-            && !reopens(half, &at.wire)
-        {
-            let answers = half.partner(ends.protocol);
-            self.promote(ends, answers);
+        if let Some((opener, _)) = raw {
+            ends = opener;
         }
         if let Some(half) = self.flows.find(&ends).copied() {
             if !reopens(&half, &at.wire) {
@@ -295,7 +308,10 @@ impl Model {
                     return self.drops(at, reason);
                 }
                 self.note(at, ends, false);
-                return Self::passes(at);
+                return match raw {
+                    Some((_, answers)) => self.sends(at, &answers),
+                    None => Self::passes(at),
+                };
             }
             self.forget(ends, half.partner(ends.protocol));
         }
@@ -306,6 +322,7 @@ impl Model {
                 self.unknown_to_pod(at, here, Reason::Fragment)
             };
         }
+        let ends = at.wire.ends.turned();
         let enters = match self.cluster.slot_of(at.wire.ends.from.ip()) {
             _ if host => THIS_HOST,
             Some(slot) => self.cluster.ifindex(slot),
@@ -339,18 +356,26 @@ impl Model {
         }
     }
 
-    /// Whether this is what the host itself answers as a service's backend, which is translated back here.
-    fn host_answers(&mut self, at: &Arrival<'_>) -> bool {
+    /// The opener's ends, and the half by which this is to be translated, where it is a service's answer as its backend sent it. `enters` is where
+    /// such answers enter.
+    fn answers(&mut self, at: &Arrival<'_>, enters: u32) -> Option<(Ends, Half)> {
         let ends = at.wire.ends;
-        let answers = |half: &Half| half.reply && half.translated && half.enters == THIS_HOST;
-        if !self.flows.answered.contains_key(&ends)
-            && let Some(half) = self.flows.waiting.get(&ends)
-            && answers(half)
-        {
-            let opener = half.partner(ends.protocol);
+        let half = self
+            .flows
+            .find(&ends)
+            .copied()
+            .filter(|half| half.reply && half.translated && half.enters == enters)?;
+        let opener = half.partner(ends.protocol);
+        if !self.flows.answered.contains_key(&ends) {
             self.promote(opener, ends);
         }
-        self.flows.find(&ends).is_some_and(answers)
+        self.flows.find(&opener)?;
+        // The stack has routed it here.
+        let half = Half {
+            deliver: None,
+            ..half
+        };
+        Some((opener, half))
     }
 
     fn uplink_brings(&mut self, at: &Arrival<'_>) -> Expected {
@@ -369,15 +394,17 @@ impl Model {
             _ if !at.wire.addressed => return Self::passes(at),
             _ => {}
         }
+        if ends.to.ip().is_loopback() {
+            return self.drops(at, Reason::DestinationMartian);
+        }
         let source = ends.from.ip();
         let kind = self.cluster.kind_of(ends.to.ip());
         let to_host = kind == Some(address_kind::HOST);
-        let ours = matches!(
-            self.cluster.kind_of(source),
-            Some(address_kind::LOCAL_POD | address_kind::HOST)
-        );
+        // Who has no address yet speaks to everybody on the link.
+        let silent = source.is_unspecified() && is_multicast(ends.to.ip());
+        let nobodys = is_no_source(source) && !silent;
         // The stack has its own check for what this host keeps, and puts that together itself.
-        if !to_host && (ours || source.is_loopback() || is_multicast(source)) {
+        if !to_host && (self.cluster.is_ours(source) || nobodys) {
             return self.drops(at, Reason::SourceMartian);
         }
         match at.wire.kind {
@@ -430,6 +457,6 @@ impl Model {
 }
 
 /// Multicast, or IPv4's limited broadcast.
-pub(super) fn is_multicast(address: std::net::IpAddr) -> bool {
-    address.is_multicast() || address == std::net::IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
+pub(super) fn is_multicast(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }

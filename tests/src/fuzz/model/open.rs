@@ -201,6 +201,10 @@ impl Model {
     /// Whether no live flow's answers look like this flow's.
     fn free(&self, at: &Arrival<'_>, ends: Ends, half: &Half) -> bool {
         let answers = half.partner(ends.protocol);
+        // Who asks itself from the port that it serves.
+        if half.backend.is_some() && answers == ends {
+            return false;
+        }
         let taken = |found: &Half, answered: bool| {
             found.partner(ends.protocol) != ends && !over(found, ends.protocol, answered, at.tick)
         };

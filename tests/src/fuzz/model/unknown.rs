@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use agent_common::{Reason, address_kind};
 
+use super::super::wire;
 use super::hooks::is_multicast;
 use super::{Arrival, Expected, Model};
 
@@ -61,6 +62,12 @@ impl Model {
 
     /// ARP, neighbour discovery and the like pass from the pod's own addresses, from none, and from link-local ones.
     pub(super) fn neighbour(&mut self, at: &Arrival<'_>, here: u32) -> Expected {
+        // RFC 4861 4.2, 4.5: advertisements and redirects are routers'.
+        let speaks_as_router = at.wire.ends.protocol == wire::ICMPV6
+            && matches!(at.frame.get(at.wire.transport()), Some(134 | 137));
+        if speaks_as_router && !self.cluster.routes(here) {
+            return self.drops(at, Reason::NeighbourSpoofed);
+        }
         let sender = at.wire.arp_sender.unwrap_or(at.wire.ends.from.ip());
         if sender.is_unspecified()
             || (sender.is_ipv6() && is_link_local(sender))
