@@ -49,8 +49,9 @@ pub mod tcp {
 
 /// Whether a packet with these flags ([`Header::tcp_flags`]) is the first of a connection: TCP's SYN without an ACK, SCTP's INIT.
 #[inline(always)]
-pub const fn begins(flags: u32) -> bool {
-    flags & (tcp::SYN | tcp::ACK) == tcp::SYN || flags & sctp::flag::INIT != 0
+pub fn begins(flags: u32) -> bool {
+    flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        || (flags & sctp::flag::INIT != 0 && !crate::mutant::removed!("sctp-init"))
 }
 
 /// Next headers of IPv6 that are no transport (IANA "IPv6 Extension Header Types").

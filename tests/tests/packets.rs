@@ -43,6 +43,8 @@ mod parsing;
 mod policy;
 #[path = "packets/reject.rs"]
 mod reject;
+#[path = "packets/sctp.rs"]
+mod sctp;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/shares.rs"]

@@ -229,6 +229,31 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "icmp::padding_behind_the_error_is_no_part_of_its_quote",
     ),
     packets(
+        "sctp-checksum",
+        "agent-ebpf/src/sctp.rs: new ports change SCTP's checksum",
+        "sctp::checksums_stay_right_whatever_the_ports_and_the_length",
+    ),
+    packets(
+        "sctp-offloaded",
+        "agent-ebpf/src/sctp.rs: a checksum that is left to the device stays zero",
+        "sctp::a_checksum_that_is_left_to_the_device_stays_so",
+    ),
+    packets(
+        "sctp-fragment",
+        "agent-ebpf/src/sctp.rs: a first fragment gets no other ports, since its packet's checksum cannot be known",
+        "sctp::a_fragment_does_not_tell_what_its_packets_checksum_becomes",
+    ),
+    packets(
+        "sctp-tag",
+        "agent-ebpf/src/sctp.rs: what ends an association bears its verification tag",
+        "sctp::what_ends_an_association_bears_its_tag",
+    ),
+    packets(
+        "sctp-init",
+        "agent-ebpf/src/packet.rs: an INIT on an association that is over begins another",
+        "sctp::an_init_begins_anew_where_an_association_ended_and_nowhere_else",
+    ),
+    packets(
         "reject-anybody",
         "agent-ebpf/src/reject.rs: an RST, a group's frame, another station's and nobody's packet are not answered",
         "reject::what_may_not_be_answered_is_dropped",

@@ -78,6 +78,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::parsing::ROWS,
         super::policy::ROWS,
         super::reject::ROWS,
+        super::sctp::ROWS,
         super::services::ROWS,
         super::shares::ROWS,
         super::unknown::ROWS,
