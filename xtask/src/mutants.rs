@@ -4,9 +4,11 @@
 //! takes `mutant::removed("name")` around the mechanism (in the programs `removed!("name")`) and a row here.
 //! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
+mod kind;
 mod running;
 
 use crate::test::tiers::target;
+use kind::{fuzz, kernel, lab, packets, root, soak, unit, upgrade};
 
 pub(crate) use running::run;
 
@@ -25,81 +27,8 @@ pub(crate) struct Mutant {
     pub(crate) root: bool,
 }
 
-/// Tests of the agent's library, which run anywhere.
-const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    Mutant {
-        name,
-        removes,
-        // Beside the crate of tests, so that dependencies have the features that they were built with before.
-        cargo: &["--package", "sluice", "--package", "tests", "--lib"],
-        test,
-        root: false,
-    }
-}
-
-/// Tests of a file, which run as root.
-const fn root(
-    name: &'static str,
-    removes: &'static str,
-    cargo: &'static [&'static str],
-    test: &'static str,
-) -> Mutant {
-    Mutant {
-        name,
-        removes,
-        cargo,
-        test,
-        root: true,
-    }
-}
-
-/// Packets through the programs.
-const fn packets(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("packets"), test)
-}
-
-/// Tests of the real maps.
-const fn kernel(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("kernel"), test)
-}
-
-/// Tests of the lab, which start the agent as a process.
-const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("lab"), test)
-}
-
-/// The upgrade to another layout, in the lab.
-const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
-    lab(
-        name,
-        removes,
-        "upgrade::an_agent_of_another_layout_takes_over_and_an_older_one_refuses",
-    )
-}
-
 /// The soak's target.
 pub(crate) const SOAK: &[&str] = target!("soak");
-
-/// Two nodes under random changes, kills and traffic, with dice that are always the same. The test runs the soak's program, and without the
-/// mechanism `cargo xtask soak --break=NAME` runs it.
-const fn soak(name: &'static str, removes: &'static str) -> Mutant {
-    root(
-        name,
-        removes,
-        SOAK,
-        "a_quarter_of_a_minute_of_a_known_seed_is_clean",
-    )
-}
-
-/// Random packets of a seed that is always the same, against the model.
-const fn fuzz(name: &'static str, removes: &'static str) -> Mutant {
-    root(
-        name,
-        removes,
-        target!("fuzz"),
-        "random_packets_of_a_known_seed_fare_as_the_model_says",
-    )
-}
 
 /// Every mutant. One that must be caught in two ways has two rows.
 pub(crate) const MUTANTS: &[Mutant] = &[
