@@ -10,7 +10,7 @@
 //! reflect it (8.5.1): whoever does not see the association's packets must guess one of 2^32, as its ends would have it too. An entry keeps the tag of
 //! its direction in [`Flow::port_delta`], which SCTP has no other use for: INIT says which tag its answers will bear, and the first answer, an INIT ACK, which one the
 //! packets after it. An association that restarts (5.2) has new tags, which nobody learns: its end is not seen then, and its entry goes
-//! when it is idle. Only the first chunk is looked at; neither end bundles an ABORT behind data (3.3.7).
+//! when it is idle; likewise that of an ABORT behind other control chunks (3.3.7), because only the first chunk is looked at.
 //!
 //! **Checksum.** It has no pseudo-header: new addresses leave it as it is, and new ports change it by [`crc32c::change`].
 //! A zero is left a zero. It says that the sender leaves the sum to its device (Linux: `CHECKSUM_PARTIAL` with `csum_not_inet`, the field zero until
@@ -213,7 +213,7 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, flow: &Flow) -> Rewritten {
     let changed = if offloaded || crate::mutant::removed!("sctp-checksum") {
         sum
     } else {
-        sum ^ change(old ^ new, end - l4)
+        sum ^ sctp_change(old ^ new, end - l4)
     };
     let Some(header) = packet::at_transport::<[u32; 3]>(ctx, l4) else {
         return Rewritten::Failed;
@@ -227,12 +227,6 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, flow: &Flow) -> Rewritten {
 }
 
 /// [`crc32c::change`], as a function that the verifier walks once and by itself.
-#[inline(always)]
-fn change(delta: u32, length: u32) -> u32 {
-    sctp_change(delta, length)
-}
-
-/// See [`change`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sctp_change(delta: u32, length: u32) -> u32 {
