@@ -188,22 +188,33 @@ pub fn in_pieces(work: &Work, flow: &Flow) -> bool {
 /// The ports, and the checksum.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, l4: u32, v4: bool, flow: &Flow) -> Rewritten {
+    if rewrite(ctx.skb.skb, l4, v4 as u32, flow) != 0 {
+        Rewritten::Done
+    } else {
+        Rewritten::Failed
+    }
+}
+
+/// [`translate`], as a function with a stack of its own: `new_to_pod` has none to spare. 0: it failed.
+#[inline(never)]
+fn rewrite(skb: *mut __sk_buff, l4: u32, v4: u32, flow: &Flow) -> u32 {
+    let ctx = &TcContext::new(skb);
     let (from, to) = (
         flow.new_source_port_be.to_ne_bytes(),
         flow.new_destination_port_be.to_ne_bytes(),
     );
     let new = u32::from_ne_bytes([from[0], from[1], to[0], to[1]]);
     // Before the transport's bounds are checked: from those the compiler would derive these, and the verifier cannot.
-    let Some(end) = end(ctx, v4) else {
-        return Rewritten::Failed;
+    let Some(end) = end(ctx, v4 != 0) else {
+        return 0;
     };
     let Some(header) = packet::at_transport::<[u32; 3]>(ctx, l4) else {
-        return Rewritten::Failed;
+        return 0;
     };
     // SAFETY: `at` has checked the bounds, here and below.
     let [old, _, sum] = unsafe { *header };
     if old == new {
-        return Rewritten::Done;
+        return 1;
     }
     // A jumbogram's length stands elsewhere; see `extension::end_of`.
     let end = if end < l4 { ctx.len() } else { end };
@@ -214,14 +225,14 @@ pub fn translate(ctx: &TcContext, l4: u32, v4: bool, flow: &Flow) -> Rewritten {
         sum ^ sctp_change(old ^ new, end - l4)
     };
     let Some(header) = packet::at_transport::<[u32; 3]>(ctx, l4) else {
-        return Rewritten::Failed;
+        return 0;
     };
     // SAFETY: see above.
     unsafe {
         (*header)[0] = new;
         (*header)[2] = changed;
     }
-    Rewritten::Done
+    1
 }
 
 /// [`crc32c::change`], as a function that the verifier walks once and by itself.
