@@ -83,11 +83,11 @@ pub const fn flags(kind: u8, flags: u8, tagged: bool) -> u32 {
 }
 
 /// Fills in the packet's tags, where it is one of SCTP; to be called for each before anything is made of it but an established flow's.
+///
+/// Called for other packets too: behind a branch the verifier would walk all that follows twice.
 #[inline(always)]
 pub fn note(ctx: &TcContext, work: &mut Work) {
-    if work.tuple.protocol == protocol::SCTP {
-        note_tags(ctx.skb.skb, work);
-    }
+    note_tags(ctx.skb.skb, work);
 }
 
 /// [`note`], as a function that the verifier walks once and by itself (see `work.rs`): it knows the context by its type's name.
@@ -100,7 +100,7 @@ extern "C" fn note_tags(ctx: *mut __sk_buff, work: *mut Work) -> u32 {
     };
     work.tag_be = 0;
     work.initiate_tag_be = 0;
-    if work.l4 == NO_TRANSPORT {
+    if work.tuple.protocol != protocol::SCTP || work.l4 == NO_TRANSPORT {
         return 0;
     }
     // SAFETY: the context is the kernel's own, and the helper writes four bytes: zeros, where the packet has none.
@@ -188,17 +188,24 @@ pub fn in_pieces(work: &Work, flow: &Flow) -> bool {
 /// The ports, and the checksum.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, l4: u32, v4: bool, flow: &Flow) -> Rewritten {
-    if rewrite(ctx.skb.skb, l4, v4 as u32, flow) != 0 {
+    if sctp_rewrite(ctx.skb.skb, l4, v4 as u32, flow) != 0 {
         Rewritten::Done
     } else {
         Rewritten::Failed
     }
 }
 
-/// [`translate`], as a function with a stack of its own: `new_to_pod` has none to spare. 0: it failed.
+/// [`translate`], as a function that the verifier walks once and by itself, for any entry. It has a stack of its own: `new_to_pod` has none to spare.
+/// 0: it failed.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn rewrite(skb: *mut __sk_buff, l4: u32, v4: u32, flow: &Flow) -> u32 {
-    let ctx = &TcContext::new(skb);
+extern "C" fn sctp_rewrite(ctx: *mut __sk_buff, l4: u32, v4: u32, flow: *const Flow) -> u32 {
+    if flow.is_null() {
+        return 0;
+    }
+    // SAFETY: an entry, which the caller has looked up or made.
+    let flow = unsafe { &*flow };
+    let ctx = &TcContext::new(ctx);
     let (from, to) = (
         flow.new_source_port_be.to_ne_bytes(),
         flow.new_destination_port_be.to_ne_bytes(),
