@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use agent_common::{Count, GROUP_ANY, Reason, backend_state, hook};
 use tests::packet::address::at;
-use tests::packet::build::Packet;
 use tests::packet::build::sctp::chunk;
+use tests::packet::build::{ETHERNET, Packet};
 use tests::packet::outcome::{Outcome, Via};
 use tests::packet::rules::Ports;
 use tests::packet::seen::{Seen, join};
@@ -273,6 +273,20 @@ rows! {
         let out = w.to_pod(&a, Via::Host, &Packet::sctp_end(host, client, CLIENT, chunk::ABORT, 0)).passes();
         summed(out).shows(vip, client);
         assert!(over(w, client, vip, host));
+    }
+
+    // Its quote shows what the client sent; but for the checksum of SCTP in it, which nobody reads there.
+    BOTH an_error_about_an_association_comes_to_the_client_from_the_service(w) {
+        let (a, b, vip) = service(w);
+        let packet = Packet::sctp_init(a.at(4000), vip, CLIENT);
+        let came = w.from_pod(&a, &packet).delivered_to(&b).frame[ETHERNET..].to_vec();
+        let (kind, header, ends) = if a.address.is_ipv4() { ([3, 3], 20, 12..24) } else { ([1, 4], 40, 8..44) };
+        for quoted in [header + 8, header + 12, came.len()] {
+            let error = Packet::icmp(b.address, a.address, kind[0], kind[1], [0; 4]).data(&came[..quoted]);
+            let seen = w.from_pod(&b, &error).delivered_to(&a).shows(at(vip.ip(), 0), a.at(0)).seen();
+            assert_eq!(seen.transport[8..][ends.clone()], packet.bytes()[ETHERNET..][ends.clone()], "addresses and ports");
+        }
+        assert_eq!(w.entries(), 2);
     }
 
     BOTH an_association_stays_with_a_backend_that_stops_serving(w) {
