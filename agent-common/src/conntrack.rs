@@ -87,7 +87,9 @@ pub struct Flow {
     pub flags: u32,
     /// Interface that packets with this tuple enter by; 0 where that is no pod's link. Comparing it is the source check.
     pub ifindex: u32,
-    /// Likewise for the ports: the transport's checksum only.
+    /// Likewise for the ports: the transport's checksum only. Of SCTP, whose checksum is none of these sums: the verification tag that packets with this
+    /// tuple bear, in network order, or 0 while nobody knows it. (Of no use to an agent that came before, which translates no SCTP; so it is
+    /// no other layout.)
     pub port_delta: u32,
     /// Slot of the pod to deliver to by peer redirect; [`NO_SLOT`]: pass to the stack.
     pub deliver: u32,
@@ -116,7 +118,7 @@ pub struct Flow {
     pub fin: u8,
     /// 1: a FIN was seen from the other side.
     pub partner_fin: u8,
-    /// 1: an RST was seen from either side, or both FINs were: a SYN opens a new flow.
+    /// 1: an RST was seen from either side, or both FINs were: a SYN opens a new flow. Of SCTP: ABORT or SHUTDOWN COMPLETE, and INIT.
     pub closing: u8,
     /// Always zero: an entry of the tests' next layout is longer.
     #[cfg(feature = "layout-next")]

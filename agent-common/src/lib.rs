@@ -35,6 +35,7 @@ mod address;
 pub mod clock;
 mod config;
 mod conntrack;
+pub mod crc32c;
 mod event;
 mod fragment;
 pub mod gate;

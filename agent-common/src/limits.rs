@@ -99,7 +99,8 @@ pub const PORT_FLOOR: u16 = 61_000;
 
 /// Seconds an established TCP flow may be idle: kube-proxy's `conntrack-tcp-timeout-established`, 24 h.
 pub const TCP_ESTABLISHED_SECONDS: u32 = 86_400;
-/// Seconds a TCP flow stays after a FIN or RST: Linux's TIME_WAIT (60 s) and some for a last retransmission.
+/// Seconds a TCP flow stays after a FIN or RST: Linux's TIME_WAIT (60 s) and some for a last retransmission. An association of SCTP that ended likewise:
+/// a last SHUTDOWN ACK or its answer may be lost and come again.
 pub const TCP_CLOSING_SECONDS: u32 = 90;
 /// Seconds an unanswered SYN stays: the client's own retries end after 127 s (`tcp_syn_retries` 6).
 pub const TCP_UNREPLIED_SECONDS: u32 = 130;
@@ -107,7 +108,8 @@ pub const TCP_UNREPLIED_SECONDS: u32 = 130;
 pub const UDP_SECONDS: u32 = 120;
 /// Seconds an unanswered UDP flow may be idle (`nf_conntrack_udp_timeout`).
 pub const UDP_UNREPLIED_SECONDS: u32 = 30;
-/// Seconds any other flow may be idle (`nf_conntrack_generic_timeout`).
+/// Seconds any other flow may be idle (`nf_conntrack_generic_timeout`). An association of SCTP never is for so long while it lives: its ends send a HEARTBEAT every 30 s
+/// or so (RFC 9260 8.3, 16), and Linux's own conntrack gives it 210.
 pub const OTHER_SECONDS: u32 = 600;
 /// Seconds an echo may be idle (`nf_conntrack_icmp_timeout`).
 pub const ECHO_SECONDS: u32 = 30;

@@ -45,7 +45,7 @@ reasons! {
     SourceMartian = 4, "source-martian";
     /// A header is cut short or contradicts itself.
     Malformed = 5, "malformed";
-    /// A fragment that does not begin where the last one of its datagram ended, or a first one without whole ports.
+    /// A fragment that does not begin where the last one of its datagram ended, or a first one without whole ports; or a first one of SCTP that needs other ports.
     Fragment = 6, "fragment";
     /// IPv6 extension headers that are too many, in no order, or lead elsewhere (routing), where policy or a service would have to judge them.
     ExtensionHeader = 7, "extension-header";
@@ -75,7 +75,7 @@ reasons! {
     UnknownPod = 19, "unknown-pod";
     /// A kernel helper refused to rewrite or redirect the packet.
     RewriteFailed = 20, "rewrite-failed";
-    /// A service over a protocol that is not translated yet.
+    /// A service over a protocol without ports, which nothing translates.
     ServiceProtocol = 21, "service-protocol";
     /// An ARP, neighbour discovery or router message with somebody else's address, or a router's from a pod that is none.
     NeighbourSpoofed = 22, "neighbour-spoofed";

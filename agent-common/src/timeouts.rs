@@ -10,7 +10,7 @@ use crate::{Flow, clock::ticks, flow_flag, limits, protocol};
 pub struct Timeouts {
     /// TCP, answered, no FIN or RST seen.
     pub tcp_established: u32,
-    /// TCP after an RST, or a FIN from each side.
+    /// TCP after an RST, or a FIN from each side; SCTP after an ABORT or a SHUTDOWN COMPLETE.
     pub tcp_closing: u32,
     /// TCP, not answered.
     pub tcp_unreplied: u32,
@@ -40,7 +40,7 @@ impl Timeouts {
     #[inline(always)]
     pub const fn of(&self, kind: u8, closing: bool, answered: bool) -> &u32 {
         match kind {
-            protocol::TCP if closing => &self.tcp_closing,
+            protocol::TCP | protocol::SCTP if closing => &self.tcp_closing,
             protocol::TCP if answered => &self.tcp_established,
             protocol::TCP => &self.tcp_unreplied,
             protocol::UDP if answered => &self.udp,
@@ -107,7 +107,7 @@ mod tests {
             (UDP, [4, 3, 4, 3]),
             (ICMP, [2; 4]),
             (ICMPV6, [2; 4]),
-            (SCTP, [1; 4]),
+            (SCTP, [1, 1, 6, 6]),
             (GRE, [1; 4]),
         ];
         for (kind, wanted) in table {

@@ -7,8 +7,9 @@ use agent_common::{
 
 use crate::{
     maps::{CONNTRACK, UNREPLIED},
-    packet::tcp,
+    packet::{begins, tcp},
     report::{count, count_many, now},
+    sctp::learn_from_answer,
     tables::{Maps, epoch, has_room, pod, take_share},
     work::Work,
 };
@@ -167,16 +168,16 @@ pub fn backend_holds(flow: &Flow, kind: u8) -> bool {
     {
         return false;
     }
-    // Datagrams leave a backend that stops serving at once; a TCP connection stays until it ends.
-    kind == protocol::TCP || backend.word.state != backend_state::NOT_SERVING
+    // Datagrams leave a backend that stops serving at once; a connection stays until it ends.
+    kind == protocol::TCP
+        || kind == protocol::SCTP
+        || backend.word.state != backend_state::NOT_SERVING
 }
 
-/// A SYN on a closing entry opens a new flow.
+/// A SYN, or SCTP's INIT, on a closing entry opens a new flow.
 #[inline(always)]
 pub fn reopens(flow: &Flow, tcp_flags: u32) -> bool {
-    flow.closing != 0
-        && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-        && !crate::mutant::removed!("closed-for-good")
+    flow.closing != 0 && begins(tcp_flags) && !crate::mutant::removed!("closed-for-good")
 }
 
 /// Moves both entries of a flow from `unreplied` to `conntrack`, with its first answer. The entries go in before they go
@@ -209,6 +210,7 @@ pub fn promote(work: &mut Work) -> u32 {
     work.reply = unsafe { *found };
     work.forward.flags &= !flow_flag::ANSWERED;
     work.reply.flags &= !flow_flag::ANSWERED;
+    learn_from_answer(work);
     if CONNTRACK
         .insert(&work.forward_key, &work.forward, 0)
         .is_err()

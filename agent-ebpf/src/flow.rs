@@ -13,6 +13,7 @@ use crate::{
     policy::{judge, slot_of},
     report::{count, count_many, event, now},
     role::{end, role_of},
+    sctp::learn_from_opener,
     service::{choose, own},
     tables::{Maps, pod},
     work::{Work, alone},
@@ -132,6 +133,7 @@ extern "C" fn insert_flow(work: *mut Work, ifindex: u32) -> u32 {
         },
     };
     set_deltas(&work.reply_key, &mut work.reply);
+    learn_from_opener(work);
     match wait(&work.forward_key, &work.forward, BPF_NOEXIST) {
         Ok(()) => {}
         Err(error) => {

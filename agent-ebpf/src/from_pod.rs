@@ -15,6 +15,7 @@ use crate::{
     packet::{Header, Parsed, arp_sender, at_transport, parse, skb, tcp},
     policy::{enforced, judge, slot_of, store},
     report::{count, dropped},
+    sctp,
     service::is_cluster_ip,
     tables::{Maps, link, pod},
     walk::{ask, begin, follows, look_again},
@@ -39,6 +40,7 @@ pub fn established(ctx: &TcContext) -> i32 {
         || !judged(flow, skb(ctx).ifindex)
         || !backend_holds(flow, kind)
         || reopens(flow, header.tcp_flags)
+        || header.tcp_flags & sctp::flag::END != 0
     {
         return tail_call(ctx, hook::FROM_POD, hook::slot::NEW_FROM_POD);
     }
@@ -211,7 +213,13 @@ fn known(ctx: &TcContext, work: &mut Work, flow: &mut Flow) -> i32 {
     if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         close(flow, work.tcp_flags, true);
     }
+    if work.tcp_flags & sctp::flag::END != 0 {
+        sctp::close(work, flow, 1);
+    }
     touch(flow, kind);
+    if sctp::in_pieces(work, flow) {
+        return drop_packet(ctx, work, Reason::Fragment);
+    }
     deliver::<false>(
         ctx,
         hook::FROM_POD,

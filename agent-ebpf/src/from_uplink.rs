@@ -12,6 +12,7 @@ use crate::{
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, parse, tcp},
+    sctp,
     tables::Maps,
     walk::{ask, begin, follows},
     work::work,
@@ -29,8 +30,8 @@ pub fn established(ctx: &TcContext) -> i32 {
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
-    if flow.ifindex != 0 {
-        // It claims to be a pod of this node, or this node.
+    // It claims to be a pod of this node, or this node; or it ends an association of SCTP.
+    if flow.ifindex != 0 || header.tcp_flags & sctp::flag::END != 0 {
         return tail_call(ctx, hook::FROM_UPLINK, hook::slot::NEW_FROM_UPLINK);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
@@ -122,6 +123,12 @@ pub fn new(ctx: &TcContext) -> i32 {
         }
         if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
             close(flow, work.tcp_flags, true);
+        }
+        if work.tcp_flags & sctp::flag::END != 0 {
+            sctp::close(work, flow, 1);
+        }
+        if sctp::in_pieces(work, flow) {
+            return drop_packet(ctx, work, Reason::Fragment);
         }
         return settle(
             ctx,

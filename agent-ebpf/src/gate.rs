@@ -3,7 +3,7 @@
 use agent_common::{
     Reason,
     gate::{GateWord, slot},
-    limits, protocol,
+    limits,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -14,7 +14,7 @@ use aya_ebpf::{
 use crate::{
     deliver::{DROP, NEXT},
     maps::{GATE, GATE_WORD},
-    packet::tcp,
+    packet::begins,
     report::count_drop,
     work::Work,
 };
@@ -51,7 +51,7 @@ pub fn enter_socket(ctx: &SockAddrContext, gate: &SocketGate) -> i32 {
 /// Whether the packet opens its flow for certain: no packet before it can stand in anybody's tables.
 #[inline(always)]
 pub fn opens(work: &Work) -> bool {
-    work.tuple.protocol == protocol::TCP && work.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    begins(work.tcp_flags)
 }
 
 /// The gate's word while flows move here from the tables of another layout, else 0. The programs that they move from read it too, and

@@ -267,18 +267,20 @@ fn rewrite(ctx: &TcContext, work: &Work, quote: &Quote) -> Option<()> {
             return None;
         }
         let ports = at::<[u16; 2]>(ctx, quote.l4)?;
+        let new = [flow.new_destination_port_be, flow.new_source_port_be];
         // SAFETY: `at` has checked the bounds, here and below.
-        unsafe { *ports = [flow.new_destination_port_be, flow.new_source_port_be] };
-        sum += flow.port_delta as u64;
+        let moved = unsafe {
+            let old = *ports;
+            *ports = new;
+            new[0] as u64 + !old[0] as u64 + new[1] as u64 + !old[1] as u64
+        };
+        sum += moved;
         if quote.check != 0 {
             let check = at::<u16>(ctx, quote.check)?;
             // SAFETY: see above.
             unsafe {
                 let old = *check;
-                let mut new = update(
-                    old,
-                    fold32(flow.address_delta as u64 + flow.port_delta as u64),
-                );
+                let mut new = update(old, fold32(flow.address_delta as u64 + moved));
                 if new == 0 && work.forward_key.protocol == protocol::UDP {
                     // Zero would say that there is none.
                     new = u16::MAX;

@@ -38,6 +38,7 @@ mod quote;
 mod reject;
 mod report;
 mod role;
+mod sctp;
 mod service;
 mod socket;
 mod tables;

@@ -7,7 +7,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::packet::{self, L3, V4_CHECKSUM, V4_SOURCE, V4_TTL, V6_HOP_LIMIT, V6_SOURCE};
+use crate::{
+    packet::{self, L3, V4_CHECKSUM, V4_SOURCE, V4_TTL, V6_HOP_LIMIT, V6_SOURCE},
+    sctp,
+};
 
 /// Folds a sum of 32-bit words into 32 bits with end-around carry.
 #[inline(always)]
@@ -87,7 +90,7 @@ pub fn translate<const WHOLE: bool>(
         return Rewritten::Done;
     }
     if (WHOLE || l4 != packet::NO_TRANSPORT)
-        && translate_transport(ctx, l4, kind, flow) == Rewritten::Failed
+        && translate_transport(ctx, l4, v4, kind, flow) == Rewritten::Failed
     {
         return Rewritten::Failed;
     }
@@ -96,10 +99,11 @@ pub fn translate<const WHOLE: bool>(
 
 /// The ports, and the transport's checksum.
 #[inline(always)]
-fn translate_transport(ctx: &TcContext, l4: u32, kind: u8, flow: &Flow) -> Rewritten {
+fn translate_transport(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow) -> Rewritten {
     let (offset, mangled) = match kind {
         protocol::TCP => (l4 + 16, 0),
         protocol::UDP => (l4 + 6, BPF_F_MARK_MANGLED_0 as u64),
+        protocol::SCTP => return sctp::translate(ctx, l4, v4, flow),
         _ => return Rewritten::Failed,
     };
     // SAFETY: the context is the kernel's own; the helper checks the offset.

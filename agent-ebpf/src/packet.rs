@@ -12,6 +12,8 @@ use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
 };
 
+use crate::sctp;
+
 /// Offset of the network header: Ethernet II, untagged.
 pub const L3: u32 = EthHdr::LEN as u32;
 /// Offset of the time to live (hop limit) in an IPv4 header.
@@ -43,6 +45,13 @@ pub mod tcp {
     pub const RST: u32 = 0x04;
     /// ACK.
     pub const ACK: u32 = 0x10;
+}
+
+/// Whether a packet with these flags ([`Header::tcp_flags`]) is the first of a connection: TCP's SYN without an ACK, SCTP's INIT.
+#[inline(always)]
+pub fn begins(flags: u32) -> bool {
+    flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        || (flags & sctp::flag::INIT != 0 && !crate::mutant::removed!("sctp-init"))
 }
 
 /// Next headers of IPv6 that are no transport (IANA "IPv6 Extension Header Types").
@@ -133,7 +142,7 @@ pub struct Header {
     pub l4: u32,
     /// IPv4, else IPv6.
     pub v4: bool,
-    /// TCP flags, 0 for other protocols.
+    /// TCP flags; of SCTP what its first chunk is, see [`crate::sctp::flag`]; 0 for other protocols.
     pub tcp_flags: u32,
 }
 
@@ -360,9 +369,8 @@ pub fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32, ho
             header.tcp_flags = flags[1] as u32;
             Parsed::Flow
         }
-        protocol::UDP | protocol::SCTP => {
-            // UDP's header has 8 bytes, SCTP's common header 12.
-            if length < if kind == protocol::UDP { 8 } else { 12 } {
+        protocol::UDP => {
+            if length < 8 {
                 return Parsed::Unjudged(Reason::Malformed);
             }
             let Some(ports) = load::<[u16; 2]>(ctx, header.l4) else {
@@ -370,6 +378,25 @@ pub fn transport(ctx: &TcContext, header: &mut Header, kind: u8, length: u32, ho
             };
             header.tuple.source_port_be = ports[0];
             header.tuple.destination_port_be = ports[1];
+            Parsed::Flow
+        }
+        protocol::SCTP => {
+            if length < sctp::COMMON_HEADER {
+                return Parsed::Unjudged(Reason::Malformed);
+            }
+            // The common header: ports, verification tag, checksum.
+            let Some(words) = load::<[u16; 6]>(ctx, header.l4) else {
+                return Parsed::Short;
+            };
+            header.tuple.source_port_be = words[0];
+            header.tuple.destination_port_be = words[1];
+            if length >= sctp::COMMON_HEADER + sctp::CHUNK_HEADER {
+                let Some([chunk, flags]) = load::<[u8; 2]>(ctx, header.l4 + sctp::COMMON_HEADER)
+                else {
+                    return Parsed::Short;
+                };
+                header.tcp_flags = sctp::flags(chunk, flags, words[2] | words[3] != 0);
+            }
             Parsed::Flow
         }
         protocol::ICMP if header.v4 => {

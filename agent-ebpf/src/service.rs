@@ -12,6 +12,7 @@ use crate::{
     conntrack::{is_over, partner, timeout},
     maps::{CONNTRACK, UNREPLIED},
     report::{count, count_many},
+    sctp::in_pieces,
     tables::Maps,
     work::{Work, alone},
 };
@@ -25,7 +26,11 @@ fn random() -> u32 {
 /// Fills in the ends of `work.forward` for the tuple in `work.forward_key`. 0: done; else the reason why not.
 #[inline(always)]
 pub fn choose(work: &mut Work) -> u32 {
-    choose_ends(work)
+    let reason = choose_ends(work);
+    if reason == 0 && in_pieces(work, &work.forward) {
+        return Reason::Fragment as u32;
+    }
+    reason
 }
 
 /// [`choose`], as a function that the verifier walks once and by itself (see `work.rs`).
@@ -72,7 +77,7 @@ extern "C" fn choose_ends(work: *mut Work) -> u32 {
             count(Count::Clash);
         }
         Target::Pool { pool, head, .. } => {
-            if kind != protocol::TCP && kind != protocol::UDP {
+            if !protocol::has_ports(kind) {
                 return Reason::ServiceProtocol as u32;
             }
             work.forward.service = pool;
@@ -96,7 +101,7 @@ extern "C" fn choose_ends(work: *mut Work) -> u32 {
         Target::NoServicePort => return Reason::NoServicePort as u32,
     }
     // Every try clashes with a live flow: another port for the client.
-    if kind != protocol::TCP && kind != protocol::UDP {
+    if !protocol::has_ports(kind) {
         return Reason::PortClash as u32;
     }
     work.forward.flags |= flow_flag::TRANSLATE | flow_flag::PORT_REWRITTEN;

@@ -14,6 +14,7 @@ use crate::{
     packet::{Header, Parsed, parse, skb, tcp},
     policy::{enforced, slot_of},
     report::dropped,
+    sctp,
     tables::{Maps, link, pod},
     walk::{ask, begin, follows, look_again},
     work::{Work, work},
@@ -32,7 +33,11 @@ pub fn established(ctx: &TcContext) -> i32 {
     };
     // SAFETY: a map value; other CPUs change words of it, none of which is relied on twice.
     let flow = unsafe { &mut *flow };
-    if !judged(flow, skb(ctx).ifindex) || reopens(flow, header.tcp_flags) || borrowed(ctx, flow) {
+    if !judged(flow, skb(ctx).ifindex)
+        || reopens(flow, header.tcp_flags)
+        || borrowed(ctx, flow)
+        || header.tcp_flags & sctp::flag::END != 0
+    {
         return tail_call(ctx, hook::TO_POD, hook::slot::NEW_TO_POD);
     }
     if header.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
@@ -166,8 +171,14 @@ pub fn new(ctx: &TcContext) -> i32 {
             if work.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
                 close(flow, work.tcp_flags, false);
             }
+            if work.tcp_flags & sctp::flag::END != 0 {
+                sctp::close(work, flow, 0);
+            }
             touch(flow, work.tuple.protocol);
             if back {
+                if sctp::in_pieces(work, &work.reply) {
+                    return drop_packet(ctx, work, Reason::Fragment);
+                }
                 return translate_back(ctx.skb.skb, work);
             }
             return NEXT;

@@ -11,6 +11,7 @@ use crate::{
     deliver::{drop_packet, tail_call},
     fragment::kind,
     packet::{HEADERS, Header, Parsed, parse, pull, skb},
+    sctp::note,
     work::Work,
 };
 
@@ -48,6 +49,7 @@ pub fn begin(ctx: &TcContext, work: &mut Work, hook: u32) -> Parsed {
     work.forward = Flow::NONE;
     work.egress = Verdict::OPEN;
     work.ingress = Verdict::OPEN;
+    note(ctx, work);
     // SAFETY: this CPU's own memory.
     Parsed::of(unsafe { core::ptr::read_volatile(&raw const work.parsed) })
 }

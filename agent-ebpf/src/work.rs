@@ -36,8 +36,12 @@ pub struct Work {
     pub l4: u32,
     /// 1 for IPv4, 0 for IPv6.
     pub v4: u32,
-    /// TCP flags, 0 for other protocols.
+    /// See [`crate::packet::Header::tcp_flags`].
     pub tcp_flags: u32,
+    /// Of SCTP: the packet's verification tag. See [`crate::sctp::note`], here and below.
+    pub tag_be: u32,
+    /// Of SCTP: the tag that an INIT or INIT ACK asks for, else 0.
+    pub initiate_tag_be: u32,
     /// What parsing made of the packet, see [`crate::packet::Parsed::number`].
     pub parsed: u32,
     /// Not 0 while a walker goes back to the program that asked it: its answer, likewise. That program takes it and the fields that the walker

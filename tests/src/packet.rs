@@ -15,6 +15,7 @@
 pub mod address;
 pub mod build;
 pub mod bulk;
+pub mod crc32c;
 pub mod flows;
 pub mod links;
 pub mod object;

@@ -51,6 +51,8 @@ mod protocols;
 mod reject;
 #[path = "packets/reuse.rs"]
 mod reuse;
+#[path = "packets/sctp.rs"]
+mod sctp;
 #[path = "packets/services.rs"]
 mod services;
 #[path = "packets/shares.rs"]

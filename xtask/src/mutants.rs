@@ -5,9 +5,11 @@
 //! The build is in the ordinary target directory, where only what the switches change is built again; with it this is the last tier.
 
 mod flows;
+mod kind;
 mod running;
 
 use crate::test::tiers::target;
+use kind::{fuzz, kernel, lab, packets, root, soak, unit, upgrade};
 
 pub(crate) use running::run;
 
@@ -26,81 +28,8 @@ pub(crate) struct Mutant {
     pub(crate) root: bool,
 }
 
-/// Tests of the agent's library, which run anywhere.
-const fn unit(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    Mutant {
-        name,
-        removes,
-        // Beside the crate of tests, so that dependencies have the features that they were built with before.
-        cargo: &["--package", "sluice", "--package", "tests", "--lib"],
-        test,
-        root: false,
-    }
-}
-
-/// Tests of a file, which run as root.
-const fn root(
-    name: &'static str,
-    removes: &'static str,
-    cargo: &'static [&'static str],
-    test: &'static str,
-) -> Mutant {
-    Mutant {
-        name,
-        removes,
-        cargo,
-        test,
-        root: true,
-    }
-}
-
-/// Packets through the programs.
-const fn packets(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("packets"), test)
-}
-
-/// Tests of the real maps.
-const fn kernel(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("kernel"), test)
-}
-
-/// Tests of the lab, which start the agent as a process.
-const fn lab(name: &'static str, removes: &'static str, test: &'static str) -> Mutant {
-    root(name, removes, target!("lab"), test)
-}
-
-/// The upgrade to another layout, in the lab.
-const fn upgrade(name: &'static str, removes: &'static str) -> Mutant {
-    lab(
-        name,
-        removes,
-        "upgrade::an_agent_of_another_layout_takes_over_and_an_older_one_refuses",
-    )
-}
-
 /// The soak's target.
 pub(crate) const SOAK: &[&str] = target!("soak");
-
-/// Two nodes under random changes, kills and traffic, with dice that are always the same. The test runs the soak's program, and without the
-/// mechanism `cargo xtask soak --break=NAME` runs it.
-const fn soak(name: &'static str, removes: &'static str) -> Mutant {
-    root(
-        name,
-        removes,
-        SOAK,
-        "a_quarter_of_a_minute_of_a_known_seed_is_clean",
-    )
-}
-
-/// Random packets of a seed that is always the same, against the model.
-const fn fuzz(name: &'static str, removes: &'static str) -> Mutant {
-    root(
-        name,
-        removes,
-        target!("fuzz"),
-        "random_packets_of_a_known_seed_fare_as_the_model_says",
-    )
-}
 
 /// Every mutant. One that must be caught in two ways has two rows.
 pub(crate) fn all() -> impl Iterator<Item = &'static Mutant> {
@@ -235,6 +164,31 @@ const MUTANTS: &[Mutant] = &[
         "icmp-padding",
         "agent-ebpf/src/quote.rs: what stands behind an ICMP error's end is no part of its quote",
         "icmp::padding_behind_the_error_is_no_part_of_its_quote",
+    ),
+    packets(
+        "sctp-checksum",
+        "agent-ebpf/src/sctp.rs: new ports change SCTP's checksum",
+        "sctp::checksums_stay_right_whatever_the_ports_and_the_length",
+    ),
+    packets(
+        "sctp-offloaded",
+        "agent-ebpf/src/sctp.rs: a checksum that is left to the device stays zero",
+        "sctp::a_checksum_that_is_left_to_the_device_stays_so",
+    ),
+    packets(
+        "sctp-fragment",
+        "agent-ebpf/src/sctp.rs: a first fragment gets no other ports, since its packet's checksum cannot be known",
+        "sctp::a_fragment_does_not_tell_what_its_packets_checksum_becomes",
+    ),
+    packets(
+        "sctp-tag",
+        "agent-ebpf/src/sctp.rs: what ends an association bears its verification tag",
+        "sctp::what_ends_an_association_bears_its_tag",
+    ),
+    packets(
+        "sctp-init",
+        "agent-ebpf/src/packet.rs: an INIT on an association that is over begins another",
+        "sctp::an_init_begins_anew_where_an_association_ended_and_nowhere_else",
     ),
     packets(
         "reject-anybody",

@@ -33,7 +33,7 @@ pub struct ConntrackArgs {
     /// How long an open TCP connection may be idle
     #[arg(long = "conntrack-tcp-timeout-established", value_name = "TIME", default_value_t = Seconds(limits::TCP_ESTABLISHED_SECONDS))]
     pub tcp_established: Seconds,
-    /// How long a TCP connection is remembered after both sides closed it, or one reset it
+    /// How long a TCP connection is remembered after both sides closed it, or one reset it; and an association of SCTP that ended
     #[arg(long = "conntrack-tcp-timeout-closing", value_name = "TIME", default_value_t = Seconds(limits::TCP_CLOSING_SECONDS))]
     pub tcp_closing: Seconds,
     /// How long a TCP connection may wait for its first answer

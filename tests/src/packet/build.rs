@@ -1,7 +1,10 @@
 //! Packets in. Every checksum and length is right unless a row damages it.
 
+pub mod sctp;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use super::crc32c;
 use super::seen::{checksum, pseudo_header};
 
 /// Ethernet header.
@@ -43,6 +46,8 @@ enum Body {
     Sctp {
         from: u16,
         to: u16,
+        tag: u32,
+        summed: bool,
     },
     /// ICMP of the packet's family: type, code, and the four bytes behind the checksum.
     Icmp {
@@ -141,6 +146,8 @@ impl Packet {
         let body = Body::Sctp {
             from: from.port(),
             to: to.port(),
+            tag: 0,
+            summed: true,
         };
         Self::new(from.ip(), to.ip(), 132, body)
     }
@@ -411,10 +418,11 @@ impl Packet {
                 out.extend([0, 0]);
                 checksum.then_some(6)
             }
-            Body::Sctp { from, to } => {
+            Body::Sctp { from, to, tag, .. } => {
                 out.extend(from.to_be_bytes());
                 out.extend(to.to_be_bytes());
-                out.extend([0; 8]);
+                out.extend(tag.to_be_bytes());
+                out.extend([0; 4]);
                 None
             }
             Body::Icmp { kind, code, rest } => {
@@ -425,6 +433,10 @@ impl Packet {
             Body::Other | Body::Frame { .. } => None,
         };
         out.extend(&self.data);
+        if let Body::Sctp { summed: true, .. } = self.body {
+            let sum = crc32c::of_sctp(&out);
+            out[8..12].copy_from_slice(&sum);
+        }
         if let Some(at) = check_at {
             let pseudo = if self.protocol == 1 {
                 Vec::new()

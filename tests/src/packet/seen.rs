@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::crc32c;
+
 /// The Internet checksum (RFC 1071) over the concatenation of parts; every part but the last has an even length. Over data that
 /// includes a right checksum it is 0.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
@@ -130,6 +132,13 @@ impl Seen {
             u32::from_be_bytes([t[at], t[at + 1], t[at + 2], t[at + 3]])
         };
         Ok((word(4), word(8), self.transport[13]))
+    }
+
+    /// SCTP's checksum as it stands in the header.
+    pub fn sctp_checksum(&self) -> [u8; 4] {
+        let mut sum = [0; 4];
+        sum.copy_from_slice(&self.transport[8..12]);
+        sum
     }
 
     /// UDP's checksum as it stands in the header.
@@ -312,6 +321,15 @@ fn check_transport(
         }
         1 => Vec::new(),
         58 => pseudo_header(source, destination, protocol, transport.len()),
+        132 => {
+            let sum = transport.get(8..12).context("no whole header of SCTP")?;
+            // Zero: somebody else will see to it.
+            ensure!(
+                sum == [0; 4] || sum == crc32c::of_sctp(transport),
+                "a wrong checksum of SCTP"
+            );
+            return Ok(());
+        }
         _ => return Ok(()),
     };
     ensure!(

@@ -75,6 +75,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::protocols::ROWS,
         super::reject::ROWS,
         super::reuse::ROWS,
+        super::sctp::ROWS,
         super::services::ROWS,
         super::shares::ROWS,
         super::sources::ROWS,

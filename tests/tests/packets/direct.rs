@@ -268,11 +268,12 @@ rows! {
 
     BOTH an_entry_that_asks_for_what_cannot_be_done_drops_with_a_reason(w) {
         let (a, b) = (w.pod(1), w.pod(2));
-        w.from_pod(&a, &Packet::sctp(a.at(4000), b.at(5000))).redirected();
-        let mut flow = w.waiting(132, a.at(4000), b.at(5000)).unwrap();
+        let packet = Packet::other(a.address, b.address, 47);
+        w.from_pod(&a, &packet).redirected();
+        let mut flow = w.waiting(47, a.at(0), b.at(0)).unwrap();
         flow.flags |= flow_flag::TRANSLATE;
-        w.plant(tuple(132, a.at(4000), b.at(5000)), flow);
-        w.from_pod(&a, &Packet::sctp(a.at(4000), b.at(5000)))
+        w.plant(tuple(47, a.at(0), b.at(0)), flow);
+        w.from_pod(&a, &packet)
             .dropped_untold(hook::FROM_POD, Reason::RewriteFailed);
     }
 }

@@ -160,11 +160,12 @@ rows! {
         w.from_pod(&a, &Packet::syn(a.at(40000), vip)).dropped(hook::FROM_POD, Reason::NoLocalEndpoint);
     }
 
-    BOTH sctp_to_a_service_is_dropped_with_a_reason_of_its_own(w) {
+    // No agent writes one.
+    BOTH a_service_without_ports_is_dropped_with_a_reason_of_its_own(w) {
         let (a, b) = (w.pod(1), w.pod(2));
-        let vip = at(w.family.cluster_ip(1), 5000);
-        w.service(vip, 132, &[b.at(5000)]);
-        w.from_pod(&a, &Packet::sctp(a.at(4000), vip)).dropped(hook::FROM_POD, Reason::ServiceProtocol);
+        let vip = at(w.family.cluster_ip(1), 0);
+        w.service(vip, 47, &[b.at(0)]);
+        w.from_pod(&a, &Packet::other(a.address, vip.ip(), 47)).dropped(hook::FROM_POD, Reason::ServiceProtocol);
     }
 
     BOTH a_syn_finds_another_backend_when_its_own_is_gone(w) {

@@ -88,7 +88,7 @@ fn clash(
     if over {
         let out = out.delivered_to(&b).counted(Count::Clash, 0);
         assert_eq!(out.seen().source.ip(), a.address, "{what}");
-    } else if matches!(kind.protocol, protocol::TCP | protocol::UDP) {
+    } else if protocol::has_ports(kind.protocol) {
         let out = out.delivered_to(&b).counted(Count::Clash, 1);
         assert_ne!(out.seen().source, a.at(4_000), "{what}");
     } else {
