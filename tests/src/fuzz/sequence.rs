@@ -21,6 +21,8 @@ const GROUPS: [u32; 4] = [0, 5, 6, 7];
 const PREFIXES: u32 = 50;
 /// Ports of services, and of their backends.
 pub(super) const PORTS: [u16; 4] = [53, 80, 443, 8080];
+/// A protocol that has no ports (GRE).
+const PORTLESS: u8 = 47;
 /// Ages of flows, in ticks: nothing is over, echoes and unanswered datagrams are, datagrams and unanswered connections, all but established
 /// connections, those too. Sums of a few of them come to no timeout.
 const AGES: [u32; 5] = [17, 53, 199, 1_999, 99_991];
@@ -125,8 +127,21 @@ fn cluster(dice: &mut Dice, steps: &mut Vec<Step>) -> Cast {
 }
 
 fn service(dice: &mut Dice, cast: &mut Cast, steps: &mut Vec<Step>, family: Family, number: u8) {
-    let frontend = at(family.cluster_ip(number), *dice.pick(&PORTS));
-    let protocol = *dice.pick(&[wire::TCP, wire::TCP, wire::UDP, wire::UDP, wire::SCTP]);
+    // No agent writes a service of a protocol without ports.
+    let protocol = *dice.pick(&[
+        wire::TCP,
+        wire::TCP,
+        wire::UDP,
+        wire::UDP,
+        wire::SCTP,
+        PORTLESS,
+    ]);
+    let port = if protocol == PORTLESS {
+        0
+    } else {
+        *dice.pick(&PORTS)
+    };
+    let frontend = at(family.cluster_ip(number), port);
     if cast
         .services
         .iter()

@@ -85,6 +85,8 @@ impl fmt::Debug for Origin {
 pub enum Edit {
     /// TCP's flags, the sums made right.
     Flags(u8),
+    /// SCTP's first chunk, its flags, the verification tag and the tag that it asks for, the sums made right.
+    Chunk(u8, u8, u32, u32),
     /// The byte at an offset.
     Set(usize, u8),
     /// Bits of the byte at an offset.
@@ -114,6 +116,17 @@ impl Edit {
                 let wire = wire::read(frame);
                 if wire.ends.protocol == wire::TCP && wire.kind == wire::Kind::Flow {
                     frame[wire.transport() + 13] = flags;
+                    wire::seal(frame);
+                }
+            }
+            Self::Chunk(kind, flags, tag, asked) => {
+                let wire = wire::read(frame);
+                let at = wire.transport();
+                let room = wire.ends.protocol == wire::SCTP && wire.total >= wire.header + 20;
+                if room && wire.kind == wire::Kind::Flow {
+                    frame[at + 4..at + 8].copy_from_slice(&tag.to_be_bytes());
+                    frame[at + 12..at + 14].copy_from_slice(&[kind, flags]);
+                    frame[at + 16..at + 20].copy_from_slice(&asked.to_be_bytes());
                     wire::seal(frame);
                 }
             }

@@ -1,6 +1,7 @@
 //! Dice for packets: mostly valid ones of flows that are opened, answered and closed, and some that nobody should send.
 
 mod datagram;
+mod shapes;
 mod story;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -12,6 +13,7 @@ use super::wire;
 use crate::dice::Dice;
 use crate::packet::address::{Family, at};
 use crate::packet::build::Packet;
+use shapes::{CALLEES_TAG, CALLERS_TAG, answer_chunk, chain, next_chunk};
 
 /// Packets that others are answers to, or go on from.
 const WINDOW: usize = 30;
@@ -54,10 +56,12 @@ impl Traffic {
             }
             1 => {
                 edits.extend(answer_flags(dice));
+                edits.extend(answer_chunk(dice));
                 Origin::AnswerTo(of)
             }
             2 => {
                 edits.extend(next_flags(dice));
+                edits.extend(next_chunk(dice));
                 Origin::Again(of)
             }
             3 => Origin::Onward(of),
@@ -371,7 +375,18 @@ fn packet(dice: &mut Dice, from: SocketAddr, to: SocketAddr, protocol: u8) -> Pa
             Packet::udp(from, to).data(&data).without_checksum()
         }
         wire::UDP => Packet::udp(from, to).data(&data),
-        wire::SCTP => Packet::sctp(from, to).data(&data),
+        wire::SCTP => {
+            let packet = match dice.below(10) {
+                0..=5 => Packet::sctp_init(from, to, CALLERS_TAG),
+                6 => Packet::sctp_data(from, to, CALLEES_TAG, &data),
+                _ => Packet::sctp(from, to).data(&data),
+            };
+            if dice.chance(10) {
+                packet.unsummed()
+            } else {
+                packet
+            }
+        }
         0 => Packet::ping(from.ip(), to.ip(), from.port()),
         other => Packet::other(from.ip(), to.ip(), other),
     };
@@ -379,29 +394,6 @@ fn packet(dice: &mut Dice, from: SocketAddr, to: SocketAddr, protocol: u8) -> Pa
         packet.padded(1 + dice.below(20)).hops(hops)
     } else {
         packet.hops(hops)
-    }
-}
-
-/// Extension headers before a packet's transport, mostly such as are walked to their end.
-fn chain(dice: &mut Dice, packet: Packet) -> Packet {
-    /// Options that say nothing: padding of six bytes (RFC 8200 4.2).
-    const PADDING: [u8; 6] = [1, 4, 0, 0, 0, 0];
-    let headers = *dice.pick(&[1, 1, 1, 1, 2, 2, 2, 3, 5, 6, 7, 7]);
-    let packet = (0..headers).fold(packet, |packet, n| match dice.below(20) {
-        0..=2 if n == 0 => packet.extension(0, &PADDING),
-        0 if headers > 2 => packet.extension(0, &PADDING),
-        // A routing header whose stops lie behind, one with a stop left, and one that RFC 5095 forbids.
-        3 | 4 => packet.extension(43, &[2, 0, 0, 0, 0, 0]),
-        5 => packet.extension(43, &[2, 1, 0, 0, 0, 0]),
-        6 if dice.chance(50) => packet.extension(43, &[0; 6]),
-        7 | 8 => packet.extension(51, &[7; 10]),
-        9 => packet.extension(60, &[0; 126]),
-        _ => packet.extension(60, &PADDING),
-    });
-    if dice.chance(15) {
-        packet.fragment(0, false)
-    } else {
-        packet
     }
 }
 

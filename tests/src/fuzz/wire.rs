@@ -96,6 +96,20 @@ pub enum Kind {
     Never(Reason),
 }
 
+/// What the first chunk of an SCTP packet says of its association (RFC 9260 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// INIT, which bears no tag: an association begins.
+    Init,
+    /// INIT ACK.
+    InitAck,
+    /// ABORT or SHUTDOWN COMPLETE: it is over.
+    End {
+        /// The packet bears the tag of those that go the other way.
+        reflected: bool,
+    },
+}
+
 /// What a fragment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -132,6 +146,12 @@ pub struct Wire {
     pub hops: u8,
     /// TCP's flags, else 0.
     pub flags: u8,
+    /// SCTP's first chunk, where it says something of the association.
+    pub chunk: Option<Chunk>,
+    /// SCTP's verification tag, else 0.
+    pub tag: u32,
+    /// The tag that an INIT or INIT ACK asks for, else 0.
+    pub asked: u32,
     /// The sender that an ARP packet for IPv4 over Ethernet names.
     pub arp_sender: Option<IpAddr>,
     /// It has extension headers, or is a fragment.
@@ -145,9 +165,15 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A SYN without an ACK: the first segment of a connection.
+    /// A SYN without an ACK, or an INIT: the first packet of a connection.
     pub fn opens(&self) -> bool {
-        self.ends.protocol == TCP && self.flags & (SYN | ACK) == SYN
+        let syn = self.ends.protocol == TCP && self.flags & (SYN | ACK) == SYN;
+        syn || self.chunk == Some(Chunk::Init)
+    }
+
+    /// It ends an association, if it bears the right tag.
+    pub fn ends_association(&self) -> bool {
+        matches!(self.chunk, Some(Chunk::End { .. }))
     }
 
     /// Where the transport begins in the frame.
@@ -159,6 +185,11 @@ impl Wire {
 /// Sixteen bits in network order.
 pub fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Thirty-two bits in network order.
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    (u32::from(be16(bytes, at)) << 16) | u32::from(be16(bytes, at + 2))
 }
 
 fn put16(bytes: &mut [u8], at: usize, value: u16) {

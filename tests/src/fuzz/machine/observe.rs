@@ -81,7 +81,7 @@ impl Machine {
             let flow = self
                 .world
                 .waiting_entry(&tuple(ends.protocol, ends.from, ends.to))?;
-            let half = Half::of(&flow);
+            let half = Half::of(ends.protocol, &flow);
             (!half.reply).then_some((
                 ends,
                 half.backend.map(|(number, ..)| number),
@@ -130,7 +130,7 @@ impl Machine {
         {
             let there: HashMap<Ends, Half> = entries
                 .iter()
-                .map(|(key, flow)| (ends_of(key), Half::of(flow)))
+                .map(|(key, flow)| (ends_of(key), Half::of(key.protocol, flow)))
                 .collect();
             let all: BTreeSet<&Ends> = there.keys().chain(known.keys()).collect();
             for ends in all {

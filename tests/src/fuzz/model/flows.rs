@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use agent_common::{Count, NO_BACKEND, NO_SLOT, backend_state, clock, flow_flag, limits, path};
 
-use super::super::wire::{self, Ends, Wire};
+use super::super::wire::{self, Chunk, Ends, Wire};
 use super::{Arrival, Model};
 
 /// What becomes of packets with certain ends.
@@ -54,6 +54,8 @@ pub struct Half {
     pub partner_fin: bool,
     /// The connection is over: a SYN opens another.
     pub closing: bool,
+    /// Of SCTP: the verification tag that these packets bear; 0: nobody knows.
+    pub tag: u32,
     /// Tick of the last packet.
     pub seen: u32,
 }
@@ -83,6 +85,7 @@ impl Half {
             fin: false,
             partner_fin: false,
             closing: false,
+            tag: 0,
             seen: 0,
         }
     }
@@ -96,8 +99,8 @@ impl Half {
         }
     }
 
-    /// What an element of the maps says.
-    pub fn of(flow: &agent_common::Flow) -> Self {
+    /// What an element of the maps says of a protocol's flow.
+    pub fn of(protocol: u8, flow: &agent_common::Flow) -> Self {
         let slot = |slot: u32| (slot != NO_SLOT).then_some(slot);
         let end = |address: agent_common::Address, port_be: u16| {
             SocketAddr::new(address.into(), u16::from_be(port_be))
@@ -129,6 +132,12 @@ impl Half {
             fin: flow.fin != 0,
             partner_fin: flow.partner_fin != 0,
             closing: flow.closing != 0,
+            // In place of what new ports do to a sum.
+            tag: if protocol == wire::SCTP {
+                u32::from_be(flow.port_delta)
+            } else {
+                0
+            },
             seen: flow.last_seen,
         }
     }
@@ -188,7 +197,7 @@ pub fn over(half: &Half, protocol: u8, answered: bool, tick: u32) -> bool {
     half.closing || idle > clock::ticks(patience(protocol, answered))
 }
 
-/// A SYN on a connection that is over opens another.
+/// A SYN, or an INIT, on a connection that is over opens another.
 pub fn reopens(half: &Half, wire: &Wire) -> bool {
     half.closing && wire.opens()
 }
@@ -234,7 +243,7 @@ impl Model {
         backend.generation == generation
             && match backend.state {
                 backend_state::GONE => false,
-                backend_state::NOT_SERVING => protocol == wire::TCP,
+                backend_state::NOT_SERVING => matches!(protocol, wire::TCP | wire::SCTP),
                 _ => true,
             }
     }
@@ -255,6 +264,7 @@ impl Model {
             return;
         };
         let partner = half.partner(ends.protocol);
+        let over = self.ends_association(at, ends, partner, along);
         for (key, mine) in [(ends, true), (partner, false)] {
             let Some(half) = self.flows.find_mut(&key) else {
                 continue;
@@ -262,6 +272,7 @@ impl Model {
             if refresh {
                 half.seen = at.tick;
             }
+            half.closing |= over;
             if flags & (wire::FIN | wire::RST) == 0 {
                 continue;
             }
@@ -279,6 +290,23 @@ impl Model {
         }
     }
 
+    /// Whether the packet says that the association is over, and bears the tag that makes it believed: that of its own direction, or of the other,
+    /// where it says that it reflects it (RFC 9260 8.5.1).
+    fn ends_association(&self, at: &Arrival<'_>, ends: Ends, partner: Ends, along: bool) -> bool {
+        let (Some(half), Some(other)) = (self.flows.find(&ends), self.flows.find(&partner)) else {
+            return false;
+        };
+        let Some(Chunk::End { reflected }) = at.wire.chunk else {
+            return false;
+        };
+        let tag = if along != reflected {
+            half.tag
+        } else {
+            other.tag
+        };
+        tag != 0 && tag == at.wire.tag
+    }
+
     /// Forgets a flow.
     pub(super) fn forget(&mut self, ends: Ends, partner: Ends) {
         let gone = |table: &mut HashMap<Ends, Half>| {
@@ -294,8 +322,8 @@ impl Model {
     }
 
     /// The first answer: the flow moves among the answered, unless its pod holds its share of them. Tells whether it moved.
-    pub(super) fn promote(&mut self, opener: Ends, responder: Ends) -> bool {
-        let Some(first) = self.flows.waiting.get(&opener).copied() else {
+    pub(super) fn promote(&mut self, at: &Arrival<'_>, opener: Ends, responder: Ends) -> bool {
+        let Some(mut first) = self.flows.waiting.get(&opener).copied() else {
             return false;
         };
         // The opener pays, else the responder; this host's own flows are nobody's.
@@ -314,9 +342,10 @@ impl Model {
             }
             return false;
         }
-        let Some(second) = self.flows.waiting.get(&responder).copied() else {
+        let Some(mut second) = self.flows.waiting.get(&responder).copied() else {
             return false;
         };
+        learn(at, &mut first, &mut second);
         for (ends, half) in [(opener, first), (responder, second)] {
             let half = Half {
                 answered: false,
@@ -336,4 +365,27 @@ impl Model {
         }
         true
     }
+}
+
+/// What an association's first answer says of the tags that packets of either direction will bear.
+fn learn(at: &Arrival<'_>, opener: &mut Half, responder: &mut Half) {
+    let reflected = at.wire.chunk == Some(Chunk::End { reflected: true });
+    if at.wire.ends.protocol != wire::SCTP || reflected {
+        return;
+    }
+    if responder.tag == 0 {
+        responder.tag = at.wire.tag;
+    }
+    let acknowledged = at.wire.chunk == Some(Chunk::InitAck) && responder.tag == at.wire.tag;
+    if opener.tag == 0 && acknowledged {
+        opener.tag = at.wire.asked;
+    }
+}
+
+/// The first of several fragments of an SCTP packet that needs other ports: its checksum depends on the length of all of it, which it does not tell.
+pub(super) fn in_pieces(at: &Arrival<'_>, half: &Half) -> bool {
+    let ends = at.wire.ends;
+    let first = at.wire.part.is_some_and(|part| part.more && part.at == 0);
+    let moves = (half.new_from.port(), half.new_to.port()) != (ends.from.port(), ends.to.port());
+    first && ends.protocol == wire::SCTP && half.translated && moves
 }

@@ -6,7 +6,7 @@ use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook};
 
 use super::super::wire::{self, Ends, Kind};
 use super::cluster::{Pod, is_no_source};
-use super::flows::{Half, reopens};
+use super::flows::{Half, in_pieces, reopens};
 use super::open::{Opened, Opening};
 use super::policy::Question;
 use super::{Arrival, Deed, Expected, Model, Told, Verdict};
@@ -104,9 +104,17 @@ impl Model {
     fn goes_on(&mut self, at: &Arrival<'_>, ends: Ends) -> Expected {
         self.note(at, ends, true);
         match self.flows.find(&ends).copied() {
-            Some(half) => self.sends(at, &half),
+            Some(half) => self.sends_whole(at, &half),
             None => Self::passes(at),
         }
+    }
+
+    /// [`Self::sends`], but for what cannot be rewritten in pieces.
+    fn sends_whole(&mut self, at: &Arrival<'_>, half: &Half) -> Expected {
+        if in_pieces(at, half) {
+            return self.drops(at, Reason::Fragment);
+        }
+        self.sends(at, half)
     }
 
     /// Judges a flow again whose epoch rose, in its opener's direction. `ends` are those of packets that the pod at this link sends.
@@ -150,6 +158,7 @@ impl Model {
         // An answered flow whose entry holds: the interface is the source check.
         if at.wire.kind == Kind::Flow
             && !at.wire.walked
+            && !at.wire.ends_association()
             && let Some(half) = self.flows.answered.get(&ends)
             && half.enters == at.ifindex
             && self.judged(half, at.ifindex)
@@ -185,7 +194,7 @@ impl Model {
             && !reopens(half, &at.wire)
         {
             let opener = half.partner(ends.protocol);
-            self.promote(opener, ends);
+            self.promote(at, opener, ends);
         }
         if let Some(half) = self.flows.find_mut(&ends) {
             // The sender's address was nobody's when the flow was made, or another pod's, whose place this one took.
@@ -255,6 +264,7 @@ impl Model {
         let borrowed = |half: &Half| half.host && half.reply && !host;
         if at.wire.kind == Kind::Flow
             && !at.wire.walked
+            && !at.wire.ends_association()
             && let Some(half) = self.flows.answered.get(&ends)
             && self.judged(half, at.ifindex)
             && !reopens(half, &at.wire)
@@ -287,7 +297,7 @@ impl Model {
                 && !reopens(half, &at.wire)
             {
                 let answers = half.partner(ends.protocol);
-                self.promote(ends, answers);
+                self.promote(at, ends, answers);
             }
             if !host && self.flows.find(&ends).is_none() {
                 raw = self.answers(at, 0);
@@ -309,7 +319,7 @@ impl Model {
                 }
                 self.note(at, ends, false);
                 return match raw {
-                    Some((_, answers)) => self.sends(at, &answers),
+                    Some((_, answers)) => self.sends_whole(at, &answers),
                     None => Self::passes(at),
                 };
             }
@@ -367,7 +377,7 @@ impl Model {
             .filter(|half| half.reply && half.translated && half.enters == enters)?;
         let opener = half.partner(ends.protocol);
         if !self.flows.answered.contains_key(&ends) {
-            self.promote(opener, ends);
+            self.promote(at, opener, ends);
         }
         self.flows.find(&opener)?;
         // The stack has routed it here.
@@ -382,6 +392,7 @@ impl Model {
         let ends = at.wire.ends;
         if at.wire.kind == Kind::Flow
             && !at.wire.walked
+            && !at.wire.ends_association()
             && let Some(half) = self.flows.answered.get(&ends)
             && half.enters == 0
         {
@@ -423,10 +434,10 @@ impl Model {
             if waits && !half.reply {
                 return Self::passes(at);
             }
-            let out = if waits && self.promote(half.partner(ends.protocol), ends) {
+            let out = if waits && self.promote(at, half.partner(ends.protocol), ends) {
                 // It was put there a moment ago: the next packet says that it lives.
                 self.closes(at, ends, true, false);
-                self.sends(at, &half)
+                self.sends_whole(at, &half)
             } else {
                 self.goes_on(at, ends)
             };

@@ -3,7 +3,7 @@
 use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits, pod_flag};
 
 use super::super::wire::{self, Ends};
-use super::flows::{Half, over};
+use super::flows::{Half, in_pieces, over};
 use super::policy::{Question, has_ports};
 use super::{Arrival, Model, Told};
 
@@ -46,6 +46,9 @@ impl Model {
             Ok(half) => half,
             Err(reason) => return Opened::No(reason),
         };
+        if in_pieces(at, &half) {
+            return Opened::No(Reason::Fragment);
+        }
         half.host = opening.host;
         half.midstream = opening.midstream;
         if let Err(reason) = self.judge(&question(opening, &half), &mut half) {
@@ -85,7 +88,7 @@ impl Model {
                 Reason::NoEndpoint
             });
         }
-        if !matches!(ends.protocol, wire::TCP | wire::UDP) {
+        if !has_ports(ends.protocol) {
             return Err(Reason::ServiceProtocol);
         }
         // Every try at random may have met a place whose backend is gone.
@@ -163,7 +166,7 @@ impl Model {
 
     /// Another port for the client.
     fn other_port(&mut self, at: &Arrival<'_>, ends: Ends, half: Half) -> Result<Half, Reason> {
-        if !matches!(ends.protocol, wire::TCP | wire::UDP) {
+        if !has_ports(ends.protocol) {
             return Err(Reason::PortClash);
         }
         let with = |port: u16| {
@@ -267,6 +270,7 @@ impl Model {
         half.deliver = half.responder.filter(|_| half.direct);
         half.enters = opening.enters;
         half.seen = at.tick;
+        half.tag = at.wire.tag;
         let answers = half.partner(ends.protocol);
         let enters = match half.responder {
             _ if opening.here_responds => at.ifindex,
@@ -280,6 +284,8 @@ impl Model {
             reply: true,
             new_from: ends.to,
             new_to: ends.from,
+            // What an INIT asks for its answers will bear.
+            tag: at.wire.asked,
             deliver: half.opener.filter(|_| half.direct),
             enters,
             ..half

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use agent_common::{Reason, limits};
 
 use super::{
-    ARP, AUTHENTICATION, DESTINATION, ETHERNET, Ends, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, IPV4,
-    IPV6, Kind, Part, ROUTING, SCTP, TCP, UDP, VLAN, Wire, be16,
+    ARP, AUTHENTICATION, Chunk, DESTINATION, ETHERNET, Ends, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6,
+    IPV4, IPV6, Kind, Part, ROUTING, SCTP, TCP, UDP, VLAN, Wire, be16, be32,
 };
 
 /// IPv6's header, without extensions.
@@ -62,6 +62,9 @@ pub fn read(frame: &[u8]) -> Wire {
         said: 0,
         hops: 0,
         flags: 0,
+        chunk: None,
+        tag: 0,
+        asked: 0,
         arp_sender: None,
         walked: false,
         visits: false,
@@ -216,7 +219,7 @@ fn walk(ip: &[u8], wire: &mut Wire) -> Kind {
         if kind == FRAGMENT {
             let word = be16(header, 2);
             let part = Part {
-                id: (u32::from(be16(header, 4)) << 16) | u32::from(be16(header, 6)),
+                id: be32(header, 4),
                 shared: 0,
                 at: usize::from(word & !7),
                 length: wire.total - wire.header,
@@ -256,7 +259,36 @@ fn transport(ip: &[u8], wire: &mut Wire) -> Kind {
             130..=132 | 143 if hops == 1 => Kind::Link,
             _ => Kind::Flow,
         }),
-        protocol => ported(protocol, transport, wire),
+        protocol => {
+            let kind = ported(protocol, transport, wire);
+            if kind == Kind::Flow && protocol == SCTP {
+                association(ip, wire);
+            }
+            kind
+        }
+    }
+}
+
+/// What an SCTP packet says of its association: its tag, and what its first chunk is.
+fn association(ip: &[u8], wire: &mut Wire) {
+    let at = wire.header;
+    wire.tag = be32(ip, at + 4);
+    // The common header has 12 bytes, a chunk's own 4 (RFC 9260 3.1, 3.2).
+    if wire.total - at < 16 {
+        return;
+    }
+    wire.chunk = match (ip[at + 12], ip[at + 13]) {
+        // RFC 9260 8.5.1: with a tag it is none.
+        (1, _) if wire.tag == 0 => Some(Chunk::Init),
+        (2, _) => Some(Chunk::InitAck),
+        (6 | 14, flags) => Some(Chunk::End {
+            reflected: flags & 1 != 0,
+        }),
+        _ => None,
+    };
+    let asks = matches!(wire.chunk, Some(Chunk::Init | Chunk::InitAck));
+    if asks && ip.len() >= at + 20 {
+        wire.asked = be32(ip, at + 16);
     }
 }
 

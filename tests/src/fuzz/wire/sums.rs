@@ -1,8 +1,8 @@
 //! Checksums as RFC 1071 has them, and what keeps them: translation (RFC 1624) and a hop.
 
 use super::{
-    ETHERNET, Ends, ICMP, ICMPV6, Kind, Quote, TCP, UDP, Wire, addresses_at, be16, octets, put16,
-    read,
+    ETHERNET, Ends, ICMP, ICMPV6, Kind, Quote, SCTP, TCP, UDP, Wire, addresses_at, be16, octets,
+    put16, read,
 };
 use agent_common::Reason;
 
@@ -46,8 +46,33 @@ fn checksum_place(v4: bool, protocol: u8) -> Option<(usize, bool)> {
     }
 }
 
+/// SCTP's checksum (RFC 9260 6.8 and appendix A): CRC32c of the packet with zeros in the checksum's place, the lowest byte first. Bit by bit.
+fn crc32c(packet: &[u8]) -> u32 {
+    /// 0x1EDC6F41, reflected.
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let byte = |(at, byte): (usize, &u8)| if (8..12).contains(&at) { 0 } else { *byte };
+    let step = |left: u32, _| (left >> 1) ^ (POLYNOMIAL * (left & 1));
+    !packet
+        .iter()
+        .enumerate()
+        .map(byte)
+        .fold(u32::MAX, |left, byte| {
+            (0..8).fold(left ^ u32::from(byte), step)
+        })
+}
+
+/// What stands in the place of SCTP's checksum.
+fn crc_told(packet: &[u8]) -> u32 {
+    u32::from_le_bytes([packet[8], packet[9], packet[10], packet[11]])
+}
+
 /// By how much a transport's sum is wrong.
 fn transport_wrong_by(v4: bool, ends: Ends, transport: &[u8]) -> Option<u64> {
+    if ends.protocol == SCTP {
+        // Zero says that it is somebody else's to sum.
+        let told = crc_told(transport);
+        return (told != 0).then(|| u64::from(told ^ crc32c(transport)));
+    }
     let (at, over) = checksum_place(v4, ends.protocol)?;
     if ends.protocol == UDP && be16(transport, at) == 0 {
         return None;
@@ -131,7 +156,7 @@ pub(super) fn amend_transport(frame: &mut [u8], at: usize, from: Ends, to: Ends)
     }
 }
 
-/// Rewrites a packet of TCP or UDP to other ends; of a fragment that follows the addresses alone. What its sums were wrong by, they stay wrong by.
+/// Rewrites a packet of TCP, UDP or SCTP to other ends; of a fragment that follows the addresses alone. What its sums were wrong by, they stay wrong by.
 pub fn translate(frame: &mut [u8], wire: &Wire, to: Ends) {
     readdress(frame, ETHERNET, wire.v4, wire.ends, to);
     if wire.follows {
@@ -139,6 +164,16 @@ pub fn translate(frame: &mut [u8], wire: &Wire, to: Ends) {
     }
     let transport = wire.transport();
     let [_, ports] = written(to);
+    if wire.ends.protocol == SCTP {
+        let packet = &mut frame[transport..ETHERNET + wire.total];
+        let (told, was) = (crc_told(packet), crc32c(packet));
+        packet[..4].copy_from_slice(&ports);
+        if told != 0 {
+            let new = told ^ was ^ crc32c(packet);
+            packet[8..12].copy_from_slice(&new.to_le_bytes());
+        }
+        return;
+    }
     frame[transport..transport + 4].copy_from_slice(&ports);
     let at = if wire.ends.protocol == TCP { 16 } else { 6 };
     amend_transport(frame, transport + at, wire.ends, to);
@@ -173,6 +208,14 @@ pub fn seal(frame: &mut [u8]) {
         Kind::Later | Kind::Never(_) => false,
     };
     let (start, end) = (wire.transport(), ETHERNET + wire.total);
+    if wire.ends.protocol == SCTP && whole {
+        let packet = &mut frame[start..end];
+        if packet.len() >= 12 && crc_told(packet) != 0 {
+            let sum = crc32c(packet).to_le_bytes();
+            packet[8..12].copy_from_slice(&sum);
+        }
+        return;
+    }
     let Some((at, over)) = checksum_place(wire.v4, wire.ends.protocol).filter(|_| whole) else {
         return;
     };
