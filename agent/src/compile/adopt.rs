@@ -163,7 +163,7 @@ impl Enforcement {
         self.sets.numbers.restore(1, &taken, &leaving);
 
         self.whole(delta);
-        self.bridge(contents, &leaving, &rules, delta);
+        self.bridge(contents, &leaving, &used_groups, &rules, delta);
     }
 
     fn match_slots(&self, contents: &Contents) -> Renumbering {
@@ -384,11 +384,14 @@ impl Enforcement {
     }
 
     /// Pods point to the sets of before the restart until the delta's last step, and those sets do not know the groups that
-    /// addresses come into before: what they said of an address's old group, they are told of its new one for that while.
+    /// addresses come into before: what they said of an address's old group, they are told of its new one for that while. Not of
+    /// a group that somebody has already, of whom they would be told it too: addresses that come into such a one pass through a stage
+    /// of the plan's.
     fn bridge(
         &mut self,
         contents: &Contents,
         leaving: &BTreeSet<u32>,
+        used_groups: &BTreeSet<u32>,
         rules: &BTreeMap<u32, BTreeMap<Bits<RuleKey>, Verdict>>,
         delta: &mut Delta,
     ) {
@@ -401,7 +404,8 @@ impl Enforcement {
         let new_group = |identity: u32| self.words.get(&identity).copied().unwrap_or(GROUP_ANY);
         let mut moves: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         let mut moved = |old: u32, new: u32| {
-            if old != new && old != GROUP_ANY && new != GROUP_ANY {
+            let fresh = new != GROUP_ANY && !used_groups.contains(&new);
+            if old != new && old != GROUP_ANY && fresh {
                 moves.entry(old).or_default().insert(new);
             }
         };

@@ -177,9 +177,10 @@ fn every_prefix_of_a_batch_is_a_whole_state_from_which_a_start_converges() {
     let (mut states, mut starts) = (0, 0);
     // The first met an address that its pod lost while the pod turned, the second one that a service lost while its pool changed, the
     // third a prefix that came before those within it, the fifth an address that left an identity whose word
-    // changed, to the same group; what mends that must leave a service's address alone, which the fourth loses; and the sixth an
-    // address that its pod loses while it turns, through a stage.
-    for seed in cases(6).chain([7_002, 7_006, 8_001, 8_007, 8_013, 8_029]) {
+    // changed, to the same group; what mends that must leave a service's address alone, which the fourth loses; the sixth an
+    // address that its pod loses while it turns, through a stage; and the seventh a start after which a prefix comes from a stage of the
+    // agent that died into a group that others have.
+    for seed in cases(6).chain([7_002, 7_006, 8_001, 8_007, 8_013, 8_029, 8_056]) {
         let mut history = scene::random(seed);
         for step in 0..4 {
             history.recorder.forget();
