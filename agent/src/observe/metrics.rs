@@ -5,7 +5,7 @@
 mod exposition;
 pub mod server;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -48,6 +48,7 @@ families! {
     STALE: Gauge "sluice_source_stale_seconds", "For how long the source of the kind has been lost; 0 where it is not. The last state stays in force.";
     REJECTED: Gauge "sluice_rejected_objects", "Objects that were not taken; what they replaced stays in force.";
     PROBLEMS: Gauge "sluice_problems", "Things that are not in force as the cluster asks, by the map that has no room for them (none: another reason); `sluice status` names them.";
+    PROBLEM: Gauge "sluice_problem", "1 for an object that is not in force as the cluster asks, with the map that has no room for it and that one's capacity; the first hundred by name, `sluice_problems` counts all.";
     NOTICES: Gauge "sluice_notices", "Things worth knowing that are no error.";
     ATTACHED: Gauge "sluice_attached_programs", "Places where a program is attached, by hook.";
     MAP_ENTRIES: Gauge "sluice_map_entries", "Entries in use of a map.";
@@ -203,7 +204,10 @@ fn agent(out: &mut Exposition, summary: &Summary) {
     }
 }
 
-/// Problems by the map that is full; without one, under the empty label.
+/// Objects named in `sluice_problem`, at most: whoever watches must be able to keep a series for each, and a hundred names lead to what is wrong.
+const NAMED: usize = 100;
+
+/// Problems by the map that is full; without one, under the empty label. Then each by its object.
 fn problems(out: &mut Exposition, summary: &Summary) {
     let maps = summary.maps.iter().map(|map| (map.name.as_str(), 0));
     let mut counts: BTreeMap<&str, u64> = maps.chain([("", 0)]).collect();
@@ -214,6 +218,23 @@ fn problems(out: &mut Exposition, summary: &Summary) {
     out.family(PROBLEMS);
     for (limit, count) in counts {
         out.sample(&[("limit", limit)], count);
+    }
+    out.family(PROBLEM);
+    // One object may be told of for several reasons, and a series is told once.
+    let named: BTreeSet<_> = summary
+        .problems
+        .iter()
+        .map(|problem| (problem.object.as_str(), problem.limit))
+        .collect();
+    for (object, limit) in named.into_iter().take(NAMED) {
+        let capacity = limit.map_or(String::new(), |limit| limit.capacity.to_string());
+        let limit = limit.map_or("", |limit| limit.map);
+        let labels = [
+            ("object", object),
+            ("limit", limit),
+            ("capacity", &capacity),
+        ];
+        out.sample(&labels, 1);
     }
 }
 
