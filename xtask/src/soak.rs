@@ -92,21 +92,25 @@ fn breakable() -> BTreeSet<&'static str> {
     rows.map(|m| m.name).chain(BY_HAND).collect()
 }
 
-/// Why `cargo xtask soak --break=NAME` did not find anything and end with 1, if it did not: this very program is run, as a person would.
-pub(crate) fn uncaught(name: &str, bound: Duration) -> Option<String> {
+/// Why `cargo xtask soak --break=NAME` did not find anything and end with 1, if it did not: this very program is run, as a person would,
+/// and what it prints is kept in `printed`.
+pub(crate) fn uncaught(name: &str, bound: Duration, printed: &mut Vec<String>) -> Option<String> {
     // Also when a build has put another file into its place meanwhile.
     let mut soak = Command::new("/proc/self/exe");
     soak.arg("soak")
         .args(KNOWN)
         .arg(format!("--break={name}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let mut soak = match soak.spawn() {
-        Ok(soak) => soak,
-        Err(error) => return Some(format!("it cannot be started: {error}")),
+        .stdin(Stdio::null());
+    let mut echo = runner::Echo::Kept(printed);
+    let (mut soak, output) = match echo.start(soak) {
+        Ok(started) => started,
+        Err(error) => return Some(format!("{error:#}")),
     };
     let mut found = None;
-    let in_time = runner::read(&mut soak, bound, |line| found = failures(line).or(found));
+    let in_time = runner::read(output, bound, |line| {
+        echo.take(line);
+        found = failures(line).or(found);
+    });
     if !in_time {
         runner::kill(soak.id());
     }

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use super::{BUILD, CHOICE, MUTANTS, Mutant, SOAK};
 use crate::soak;
 use crate::test::tiers::Tier;
-use crate::test::{Outcome, runner};
+use crate::test::{Outcome, gist, runner};
 
 /// The longest that one mutant's test may take.
 const BOUND: Duration = Duration::from_mins(10);
@@ -93,9 +93,16 @@ impl Run {
             ..
         } = self.mutant;
         let started = Instant::now();
-        let trouble = self.trouble();
+        let mut printed = Vec::new();
+        let trouble = self.trouble(&mut printed);
         let took = started.elapsed().as_secs_f32();
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.is_some() {
+            printed.iter().for_each(|line| println!("{line}"));
+            // For the end of the whole run.
+            printed.insert(0, format!("---- {test}, mutant {name} ----"));
+            total.told.extend(gist(&printed));
+        }
         match (trouble, self.removed) {
             (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),
             (None, false) => println!("nothing removed: passed in {took:.1} s: {test}"),
@@ -113,13 +120,13 @@ impl Run {
         total.passed += 1;
     }
 
-    /// Why the test did not come out as it should.
-    fn trouble(self) -> Option<String> {
+    /// Why the test did not come out as it should, if so; what it printed is kept.
+    fn trouble(self, printed: &mut Vec<String>) -> Option<String> {
         let Mutant {
             name, test, cargo, ..
         } = *self.mutant;
         if self.removed && cargo == SOAK {
-            return soak::uncaught(name, BOUND);
+            return soak::uncaught(name, BOUND, printed);
         }
         let tier = Tier {
             name,
@@ -132,7 +139,9 @@ impl Run {
             least: 1,
         };
         let choice = if self.removed { name } else { "" };
-        let outcome = runner::tests(&tier, &[test, "--exact"], &[BUILD, (CHOICE, choice)]);
+        let environment = [BUILD, (CHOICE, choice)];
+        let (outcome, lines) = runner::silently(&tier, &[test, "--exact"], &environment);
+        *printed = lines;
         judge(&outcome, test, self.removed)
     }
 }

@@ -12,15 +12,35 @@ pub(crate) struct Outcome {
     pub(crate) failed: u32,
     /// Names of failed tests, as the harness prints them.
     pub(crate) failures: Vec<String>,
+    /// What failed tests printed, each with its heading.
+    pub(crate) told: Vec<String>,
     /// What failed without being a test: a build, a time bound, a test that ignores itself.
     pub(crate) troubles: Vec<String>,
     /// How long it took.
     pub(crate) took: Duration,
+    /// What the failed test printed whose part of the output is being read; empty before that part.
+    reading: Vec<String>,
+}
+
+/// Lines kept of what a failed test printed: from where it says why, and of the end.
+const KEPT: [usize; 2] = [30, 15];
+
+/// What is worth keeping of what a failed test printed: its first line, some from its panic or its error on, and its last ones.
+pub(crate) fn gist(lines: &[String]) -> Vec<String> {
+    let [why, last] = KEPT;
+    let says = |line: &String| line.contains("panicked at") || line.starts_with("Error: ");
+    let begin = lines.iter().position(says).unwrap_or(1).max(1);
+    let rest = lines.len().saturating_sub(last).max(begin + why);
+    let mut kept: Vec<String> = lines.iter().take(1).cloned().collect();
+    kept.extend(lines.iter().skip(begin).take(why).cloned());
+    kept.extend(lines.iter().skip(rest).cloned());
+    kept
 }
 
 impl Outcome {
     /// Takes in one line of what `cargo test` prints.
     pub(crate) fn read_line(&mut self, line: &str) {
+        self.keep(line);
         // Also a line of the first kind starts with `test `, so the order matters.
         if let Some(rest) = line.strip_prefix("test result: ") {
             let counts = rest.split_once(". ").map_or(rest, |(_, counts)| counts);
@@ -47,6 +67,17 @@ impl Outcome {
         }
     }
 
+    /// Keeps what a failed test printed, which the harness shows between a heading and the next one, or the list of failures.
+    fn keep(&mut self, line: &str) {
+        let heading = line.starts_with("---- ") && line.ends_with(" stdout ----");
+        if heading || line == "failures:" {
+            self.told.extend(gist(&std::mem::take(&mut self.reading)));
+        }
+        if heading || !self.reading.is_empty() {
+            self.reading.push(line.to_owned());
+        }
+    }
+
     /// Notes one failure that is no test.
     pub(crate) fn trouble(&mut self, text: String) {
         self.trouble_of(1, text);
@@ -61,6 +92,7 @@ impl Outcome {
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.told.extend_from_slice(&other.told);
         self.took += other.took;
     }
 }
@@ -95,7 +127,7 @@ impl fmt::Display for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::Outcome;
+    use super::{Outcome, gist};
 
     fn read(text: &str) -> Outcome {
         let mut outcome = Outcome::default();
@@ -123,6 +155,29 @@ mod tests {
         );
         assert_eq!((outcome.passed, outcome.failed), (0, 2));
         assert_eq!(outcome.failures, ["c", "a::b"]);
+        let told = [
+            "---- a::b stdout ----",
+            "why",
+            "",
+            "---- c stdout ----",
+            "why",
+            "",
+        ];
+        assert_eq!(outcome.told, told);
+    }
+
+    #[test]
+    fn what_a_failed_test_says_of_itself_is_kept_wherever_it_stands() {
+        let mut lines = vec!["---- a stdout ----".to_owned()];
+        lines.extend((0..100).map(|n| format!("before {n}")));
+        lines.push("Error: why".to_owned());
+        lines.extend((0..100).map(|n| format!("after {n}")));
+        let kept = gist(&lines);
+        assert_eq!(kept.len(), 1 + 30 + 15, "{kept:?}");
+        assert_eq!(kept[..2], ["---- a stdout ----", "Error: why"]);
+        assert_eq!(kept.last().unwrap(), "after 99");
+        assert_eq!(gist(&lines[..3]), lines[..3]);
+        assert!(gist(&[]).is_empty());
     }
 
     #[test]

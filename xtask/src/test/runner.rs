@@ -1,8 +1,8 @@
 //! Running `cargo test`: as root where the tests need it, within a time, reading what it prints.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
+use std::io::{BufRead as _, BufReader, PipeReader};
+use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,20 @@ const START_THE_AGENT: [&str; 4] = ["lab", "load", "cluster", "soak"];
 /// The one of them that upgrades it.
 const LAB: &str = "lab";
 
-/// Builds and runs one tier.
-pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
+/// cargo's word for optimised builds.
+const RELEASE: &str = "--release";
+
+/// Builds and runs one tier, optimised or as it is developed.
+pub(crate) fn tier(tier: &Tier<'_>, only: Option<&str>, release: bool) -> Outcome {
     let started = Instant::now();
+    let mut cargo = tier.cargo.to_vec();
+    if release {
+        cargo.push(RELEASE);
+    }
+    let tier = &Tier {
+        cargo: &cargo,
+        ..*tier
+    };
     let mut outcome = match build(tier.cargo, &[]) {
         Ok(()) => tests(tier, only.as_slice(), &[]),
         Err(error) => {
@@ -48,10 +59,11 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
     }
     // cargo builds the programs of the package whose tests it builds, and no other's.
     if cargo.iter().any(|word| START_THE_AGENT.contains(word)) {
+        let release = cargo.contains(&RELEASE);
         if cargo.contains(&LAB) {
-            next(environment)?;
+            next(release, environment)?;
         }
-        build::build(false, environment).context("the agent does not build")?;
+        build::build(release, environment).context("the agent does not build")?;
     }
     let mut command = workspace::cargo();
     command
@@ -63,15 +75,16 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
 }
 
 /// Builds the agent of the next layout, as `sluice-next` beside the ordinary one, which must be built after it.
-fn next(environment: &[(&str, &str)]) -> Result<()> {
+fn next(release: bool, environment: &[(&str, &str)]) -> Result<()> {
     let mut agent = workspace::cargo();
     agent
         .args(["build", "--package", "sluice", "--bin", "sluice"])
         .args(["--features", "layout-next"])
+        .args(release.then_some(RELEASE))
         .envs(environment.iter().copied());
     shell::run(setup::with_ebpf_toolchain(&mut agent))
         .context("the agent of the next layout does not build")?;
-    let directory = workspace::target().join("debug");
+    let directory = workspace::target().join(if release { "release" } else { "debug" });
     let (built, next) = (directory.join("sluice"), directory.join("sluice-next"));
     // cargo would build over the file itself: to a new one, then into its place.
     let copy = directory.join("sluice-next.new");
@@ -81,18 +94,67 @@ fn next(environment: &[(&str, &str)]) -> Result<()> {
 }
 
 /// Runs test binaries that are built, passing on what they print; `filter` is for the harness.
-pub(crate) fn tests(tier: &Tier, filter: &[&str], environment: &[(&str, &str)]) -> Outcome {
+pub(crate) fn tests(tier: &Tier<'_>, filter: &[&str], environment: &[(&str, &str)]) -> Outcome {
     let mut outcome = Outcome::default();
-    if let Err(error) = try_tests(tier, filter, environment, &mut outcome) {
+    if let Err(error) = try_tests(tier, filter, environment, Echo::Shown, &mut outcome) {
         outcome.trouble(format!("{error:#}"));
     }
     outcome
 }
 
-fn try_tests(
-    tier: &Tier,
+/// Runs test binaries that are built and prints nothing, since what they are to do may be to fail; answers also what they printed.
+pub(crate) fn silently(
+    tier: &Tier<'_>,
     filter: &[&str],
     environment: &[(&str, &str)],
+) -> (Outcome, Vec<String>) {
+    let (mut outcome, mut printed) = (Outcome::default(), Vec::new());
+    let echo = Echo::Kept(&mut printed);
+    if let Err(error) = try_tests(tier, filter, environment, echo, &mut outcome) {
+        outcome.trouble(format!("{error:#}"));
+    }
+    (outcome, printed)
+}
+
+/// What becomes of the lines that a child prints.
+pub(crate) enum Echo<'a> {
+    /// They are printed.
+    Shown,
+    /// They are kept for whoever wants them later.
+    Kept(&'a mut Vec<String>),
+}
+
+impl Echo<'_> {
+    /// Starts a program so; answers where to read what it prints.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start(&self, mut command: Command) -> Result<(Child, PipeReader)> {
+        let (reader, writer) = std::io::pipe().context("no pipe")?;
+        if matches!(self, Self::Kept(_)) {
+            command.stderr(writer.try_clone().context("no pipe")?);
+        }
+        let child = command
+            .stdout(writer)
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", shell::line(&command)))?;
+        // The command goes here, and with it this side's end of the pipe: else its end would never be read.
+        Ok((child, reader))
+    }
+
+    pub(crate) fn take(&mut self, line: &str) {
+        match self {
+            Self::Shown => println!("{line}"),
+            Self::Kept(lines) => lines.push(line.to_owned()),
+        }
+    }
+}
+
+fn try_tests(
+    tier: &Tier<'_>,
+    filter: &[&str],
+    environment: &[(&str, &str)],
+    mut echo: Echo<'_>,
     outcome: &mut Outcome,
 ) -> Result<()> {
     let mut command = workspace::cargo();
@@ -108,12 +170,13 @@ fn try_tests(
     command
         .envs(environment.iter().copied())
         .env("PATH", shell::path());
-    setup::with_ebpf_toolchain(&mut command).stdout(Stdio::piped());
+    setup::with_ebpf_toolchain(&mut command);
 
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", shell::line(&command)))?;
-    let in_time = read(&mut child, tier.bound, |line| outcome.read_line(line));
+    let (mut child, output) = echo.start(command)?;
+    let in_time = read(output, tier.bound, |line| {
+        echo.take(line);
+        outcome.read_line(line);
+    });
     if !in_time {
         kill(child.id());
     }
@@ -130,14 +193,11 @@ fn try_tests(
     Ok(())
 }
 
-/// Prints and reads the child's lines until its output ends; `false` when that takes longer than `bound`.
-pub(crate) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str)) -> bool {
-    let Some(stdout) = child.stdout.take() else {
-        return true;
-    };
+/// Reads a child's lines until its output ends; `false` when that takes longer than `bound`.
+pub(crate) fn read(output: PipeReader, bound: Duration, mut take: impl FnMut(&str)) -> bool {
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             if sender
                 .send(String::from_utf8_lossy(&line).into_owned())
                 .is_err()
@@ -152,7 +212,6 @@ pub(crate) fn read(child: &mut Child, bound: Duration, mut take: impl FnMut(&str
             Ok(line) => {
                 // A serial line ends its lines with two characters.
                 let line = line.trim_end_matches('\r');
-                println!("{line}");
                 take(line);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return true,
@@ -221,8 +280,7 @@ fn parents() -> BTreeMap<u32, u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{kill, parents};
-    use std::process::Command;
+    use super::{Command, kill, parents};
 
     #[test]
     fn a_tree_of_processes_is_killed_whole() {

@@ -250,10 +250,13 @@ fn try_run(only: Option<&str>, all: bool, outcome: &mut Outcome) -> Result<()> {
     write_image(&kernel, parts, only, &directory, &image)?;
 
     let messages = directory.join("kernel.log");
-    let mut machine = boot::start(&kernel, &image, &messages)?;
+    let (mut machine, output) = boot::start(&kernel, &image, &messages)?;
     let bound = parts.iter().map(|part| part.bound).sum::<Duration>() + BOOT;
     let mut report = Report::new(outcome);
-    let in_time = runner::read(&mut machine, bound, |line| report.read_line(line));
+    let in_time = runner::read(output, bound, |line| {
+        println!("{line}");
+        report.read_line(line);
+    });
     if !in_time {
         runner::kill(machine.id());
     }

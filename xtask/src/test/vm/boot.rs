@@ -1,12 +1,13 @@
 //! The machine: one run of the emulator.
 
+use std::io::PipeReader;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::setup::vm::{Kernel, QEMU};
-use crate::shell;
+use crate::test::runner;
 
 /// Memory in MiB: the image and its unpacked copy, and for each test that runs two agents' maps of full size (two nodes, or two layouts).
 const MEMORY: &str = "3072";
@@ -17,7 +18,7 @@ const CPUS: &str = "2";
 const COMMAND_LINE: &str = "console=ttyS0 rdinit=/init panic=-1 quiet mitigations=off init_on_alloc=0 clearcpuid=rep_good,erms,fsrm";
 
 /// Starts the emulator. The second serial line is its standard output; the kernel's messages go into a file.
-pub(super) fn start(kernel: &Kernel, image: &Path, messages: &Path) -> Result<Child> {
+pub(super) fn start(kernel: &Kernel, image: &Path, messages: &Path) -> Result<(Child, PipeReader)> {
     let mut command = Command::new(QEMU);
     command
         .args(["-accel", "tcg,thread=multi", "-smp", CPUS, "-m", MEMORY])
@@ -32,9 +33,6 @@ pub(super) fn start(kernel: &Kernel, image: &Path, messages: &Path) -> Result<Ch
         .arg("-serial")
         .arg(format!("file:{}", messages.display()))
         .args(["-serial", "stdio"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    command
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", shell::line(&command)))
+        .stdin(Stdio::null());
+    runner::Echo::Shown.start(command)
 }
