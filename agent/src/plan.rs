@@ -87,7 +87,7 @@ pub enum Item {
 pub struct Transaction {
     /// What it is about. Several transactions of a plan may be about the same; if one fails, later ones are skipped.
     pub item: Item,
-    /// It is skipped where one of these failed in this plan.
+    /// It is skipped where one of these failed in this plan; for [`Item::Peers`] only where its sets tell apart who did not move.
     pub needs: Vec<Item>,
     /// The writes.
     pub writes: Vec<Write>,
@@ -138,7 +138,7 @@ pub struct Planner {
     problems: BTreeMap<Item, Problem>,
     /// The last plan led peers through a stage: another one leads them on.
     staged: bool,
-    /// There was no room for that: the next plan goes without.
+    /// There was no room for its rules: the next plan goes without.
     cramped: bool,
     /// Pods have turned to other sets since the last grace period.
     turned: bool,
@@ -236,9 +236,11 @@ impl Planner {
         !self.pending.is_empty() || !self.pending_rules.is_empty() || !self.pools.garbage.is_empty()
     }
 
-    /// Whether the next plan is due at once: it ends what this one began.
+    /// Whether the next plan is due at once: it goes on with what this one began. Where policy met a problem that would come to the same.
     pub fn staged(&self) -> bool {
-        self.staged
+        let services =
+            |item: &Item| matches!(item, Item::Pool(_) | Item::Frontend(_) | Item::Room(_));
+        self.staged && self.problems.keys().all(services)
     }
 
     /// Plans a delta, and whatever earlier plans could not finish. The plan must go to [`apply`] before the next is made.

@@ -82,6 +82,9 @@ impl Compile for Compiler {
 
 /// First wait after a write that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Plans that follow one at once, at most: one goes on from a stage, or with what became free, and others for pods that wait for one another's
+/// sets; what needs more is tried again after a while, like what fails.
+const GO_ON: u32 = 3;
 /// Longest wait.
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Events taken in before an apply: a source that never pauses must not hold the datapath back.
@@ -315,8 +318,11 @@ impl Reconciler {
             }
         };
         // Where something became free, what did not fit may fit now; and where peers pass through a stage, they go on.
-        let again = applied.freed || (planner.staged() && applied.problems.is_empty());
-        if again && planner.unfinished() {
+        for round in 0..GO_ON {
+            let again = planner.staged() || (round == 0 && applied.freed);
+            if !(again && planner.unfinished()) {
+                break;
+            }
             let plan = planner.plan(&Delta::default());
             add(&mut applied, apply(planner, plan, datapath));
         }

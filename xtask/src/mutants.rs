@@ -130,6 +130,11 @@ const MUTANTS: &[Mutant] = &[
         "agent/src/plan/steps/policy.rs: prefixes are written before what is around them",
         "plan::tests::nested::narrow_prefixes_come_before_what_is_around_them_and_go_after_it",
     ),
+    unit(
+        "nobody-waits",
+        "agent/src/plan/stage.rs: a pod that gets a set which another one leaves waits for that",
+        "plan::tests::handed::a_pod_that_gets_a_set_which_another_one_leaves_waits_for_that",
+    ),
     packets(
         "icmp-quote",
         "agent-ebpf/src/icmp_error.rs: what an ICMP error quotes is translated",

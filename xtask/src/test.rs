@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::{mutants, setup};
-pub(crate) use outcome::Outcome;
+pub(crate) use outcome::{Outcome, gist};
 use tiers::{TIERS, Tier};
 
 /// Runs the test tiers and ends with the line `N passed, N failed` over all of them.
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Of the tier vm: everything that can run there, which takes most of an hour (needs TIER).
     #[arg(long, requires = "tier")]
     all: bool,
+
+    /// Optimised builds, as they run on nodes (needs TIER, one of those of cargo).
+    #[arg(long, requires = "tier")]
+    release: bool,
 }
 
 /// The tier that is no row of [`TIERS`]: it builds other programs than the rest.
@@ -48,11 +52,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wanted = arguments.tier.as_deref();
-    let chosen: Vec<&Tier> = TIERS
+    let chosen: Vec<&Tier<'_>> = TIERS
         .iter()
         .filter(|tier| wanted.is_none_or(|name| name == tier.name))
         .collect();
     let in_vm = wanted.is_none_or(|name| name == vm::NAME);
+    if arguments.release && chosen.is_empty() {
+        bail!("only tiers of cargo's have optimised builds; `--list` names them");
+    }
     if chosen.is_empty() && !in_vm && wanted != Some(MUTANTS) {
         let names: Vec<_> = TIERS
             .iter()
@@ -78,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
     for tier in chosen {
         println!("\n=== tier {}: {}", tier.name, tier.about);
-        let outcome = runner::tier(tier, arguments.only.as_deref());
+        let outcome = runner::tier(tier, arguments.only.as_deref(), arguments.release);
         println!("=== tier {}: {outcome}", tier.name);
         outcomes.push((tier.name, outcome));
     }

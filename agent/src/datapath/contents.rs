@@ -107,6 +107,9 @@ pub fn rules_of<V>(
     })
 }
 
+/// The map of [`Write::Rule`].
+pub const RULES: &str = "rules";
+
 impl Write {
     /// The map that the write goes to, and its capacity.
     pub const fn map(&self) -> (&'static str, u32) {
@@ -118,7 +121,7 @@ impl Write {
             Self::Address(..) => ("addresses", limits::ADDRESSES),
             Self::Prefix(..) => ("prefixes", limits::PREFIXES),
             Self::Group(..) => ("groups", limits::IDENTITIES),
-            Self::Rule(..) => ("rules", limits::RULES),
+            Self::Rule(..) => (RULES, limits::RULES),
             Self::Pod(..) | Self::PodSet(..) | Self::PodFacts(..) | Self::Epoch(..) => {
                 ("pods", limits::PODS)
             }

@@ -229,7 +229,11 @@ fn problems(out: &mut Exposition, summary: &Summary) {
     for (object, limit) in named.into_iter().take(NAMED) {
         let capacity = limit.map_or(String::new(), |limit| limit.capacity.to_string());
         let limit = limit.map_or("", |limit| limit.map);
-        let labels = [("object", object), ("limit", limit), ("capacity", &capacity)];
+        let labels = [
+            ("object", object),
+            ("limit", limit),
+            ("capacity", &capacity),
+        ];
         out.sample(&labels, 1);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::unmoved::Unmoved;
 use super::{Item, Plan, Planner, Transaction};
+use crate::datapath::contents::RULES;
 use crate::datapath::{Datapath, DatapathError, Write};
 use crate::desired::Delta;
 use crate::problem::Problem;
@@ -72,7 +73,9 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
             planner.settle(released, free);
         }
     }
-    planner.cramped = planner.staged && planner.problems.values().any(|p| p.limit.is_some());
+    // A stage takes room of its own among the rules, and nowhere else.
+    let full = |problem: &Problem| problem.limit.is_some_and(|limit| limit.map == RULES);
+    planner.cramped = planner.staged && planner.problems.values().any(full);
     applied.problems = planner.problems.values().cloned().collect();
     applied
 }

@@ -7,6 +7,9 @@
 //! Peers go there first, which shows to nobody who turns; then pods turn, each by one word; and with the next plan, after a
 //! grace period, peers go where they belong, which again shows to nobody who turned.
 //!
+//! A set that one pod turns away from and another turns to can only say one of both: the other pod waits until the first has turned, and turns
+//! with the next plan. (Two pods that exchange their sets do not wait: each would wait for the other.)
+//!
 //! Here is decided who passes through a stage, as changes of the desired state for the length of one plan.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +23,14 @@ use agent_common::{
 use super::said::{Said, all_said, named, pass_the_same, said};
 use super::{Dirty, Planner};
 use crate::datapath::Contents;
-use crate::datapath::contents::longest;
+use crate::datapath::contents::{longest, rules_of};
 use crate::desired::{Delta, STAGED_GROUPS, STAGED_IDENTITIES};
 
-/// Pods that turn: from a set (none: not isolated) to a set, by slot.
-type Turns = BTreeMap<(Option<u32>, Option<u32>), BTreeSet<u32>>;
+/// A set by which a pod is judged; none: it is not isolated.
+type Set = Option<u32>;
+
+/// Pods that turn, by slot: from a set to a set, in one direction or both.
+type Turns = BTreeMap<u32, BTreeSet<(Set, Set)>>;
 
 /// A peer that becomes somebody else.
 struct Move {
@@ -40,6 +46,8 @@ struct Stage<'a> {
     planner: &'a Planner,
     dirty: &'a Dirty,
     turns: Turns,
+    /// Pods of these that wait.
+    waiting: BTreeSet<u32>,
     /// Sets that some pod turns away from.
     left: BTreeSet<u32>,
     /// Sets by the groups that dirty rules speak of.
@@ -70,8 +78,14 @@ pub(super) fn overlay(planner: &Planner, dirty: &Dirty) -> Option<Delta> {
             .or_default()
             .insert(key.data.set);
     }
+    let left: BTreeSet<u32> = turns
+        .values()
+        .flatten()
+        .filter_map(|(old, _)| *old)
+        .collect();
     let mut stage = Stage {
-        left: turns.keys().filter_map(|(old, _)| *old).collect(),
+        waiting: waiting(&turns, &left),
+        left,
         turns,
         fresh,
         shows: BTreeMap::new(),
@@ -86,6 +100,9 @@ pub(super) fn overlay(planner: &Planner, dirty: &Dirty) -> Option<Delta> {
     stage.words();
     stage.addresses();
     stage.prefixes();
+    if !stage.out.groups.is_empty() {
+        stage.wait();
+    }
     let out = stage.out;
     let rules = planner.mirror.contents.rules.len() + dirty.rules.len() + out.rules.len();
     let none = out.groups.is_empty();
@@ -106,11 +123,31 @@ fn turns(planner: &Planner, dirty: &Dirty) -> Turns {
         }
         for (old, new) in [(now.egress, wanted.egress), (now.ingress, wanted.ingress)] {
             if old != new {
-                turns.entry((set(old), set(new))).or_default().insert(*slot);
+                turns.entry(*slot).or_default().insert((set(old), set(new)));
             }
         }
     }
     turns
+}
+
+/// Pods that turn to a set that another one is still to leave. None where all would wait, for each other.
+fn waiting(turns: &Turns, left: &BTreeSet<u32>) -> BTreeSet<u32> {
+    if crate::mutant::removed("nobody-waits") {
+        return BTreeSet::new();
+    }
+    let waits = |words: &BTreeSet<(Set, Set)>| {
+        let mut to = words.iter().filter_map(|(_, new)| *new);
+        to.any(|set| left.contains(&set))
+    };
+    let waiting: BTreeSet<u32> = turns
+        .iter()
+        .filter(|(_, words)| waits(words))
+        .map(|(slot, _)| *slot)
+        .collect();
+    if waiting.len() == turns.len() {
+        return BTreeSet::new();
+    }
+    waiting
 }
 
 /// Whether prefixes speak of an address with this entry, in cilium mode.
@@ -157,18 +194,22 @@ impl Stage<'_> {
         if old == new {
             return false;
         }
-        let turns: Vec<u32> = self
-            .turns
-            .iter()
-            .filter(|(_, slots)| slots.iter().any(|slot| Some(*slot) != a.slot))
-            .filter_map(|((before, after), _)| if a.late { *after } else { *before })
-            .collect();
-        turns.into_iter().any(|set| {
-            let key = (set, old, new, a.late);
+        let mut sets = BTreeSet::new();
+        for (slot, words) in &self.turns {
+            if Some(*slot) == a.slot {
+                continue;
+            }
+            // Who waits is not yet what it turns to, whenever the move comes.
+            let late = a.late && !self.waiting.contains(slot);
+            let set = |(before, after): &(Set, Set)| if late { *after } else { *before };
+            sets.extend(words.iter().filter_map(set).map(|set| (set, late)));
+        }
+        sets.into_iter().any(|(set, late)| {
+            let key = (set, old, new, late);
             if let Some(known) = self.shows.get(&key) {
                 return *known;
             }
-            let (before, after) = if a.late {
+            let (before, after) = if late {
                 let after = all_said(&self.planner.desired.rules, set, new);
                 (self.meanwhile(set, old), after)
             } else {
@@ -331,9 +372,10 @@ impl Stage<'_> {
             let joined = then.is_some_and(|entry| {
                 self.out.groups.contains_key(&entry.identity) && !self.fresh_word(entry.identity)
             });
+            let awaited = entered && to.is_some_and(|slot| self.waiting.contains(&u32::from(slot)));
             let changes = now.map(|e| e.identity) != then.map(|e| e.identity);
             // Also where its groups are one: the word of the identity that it leaves or joins is another meanwhile.
-            let must = changes && (left || joined);
+            let must = awaited || (changes && (left || joined));
             if !(must || self.shows(&moves)) {
                 continue;
             }
@@ -364,6 +406,30 @@ impl Stage<'_> {
             if let Some(identity) = self.identity(groups) {
                 let entry = AddressEntry { identity, ..base };
                 self.out.addresses.insert(*key, Some(entry));
+            }
+        }
+    }
+
+    /// Who waits keeps its sets for this plan, and these what they say.
+    fn wait(&mut self) {
+        let (maps, desired) = (&self.planner.mirror.contents, &self.planner.desired);
+        for slot in &self.waiting {
+            let (Some(now), Some(wanted)) = (maps.pods.get(slot), desired.pods.get(slot)) else {
+                continue;
+            };
+            let (egress, ingress) = (now.egress, now.ingress);
+            let stays = Pod {
+                egress,
+                ingress,
+                ..*wanted
+            };
+            self.out.pods.insert(*slot, Some(stays));
+            for word in [egress, ingress] {
+                if word.flags & set_flag::ISOLATED != 0 {
+                    let said = rules_of(&maps.rules, word.set);
+                    let said = said.map(|(bits, verdict)| (*bits, Some(*verdict)));
+                    self.out.rules.extend(said);
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ mod concerned;
 mod crash;
 mod epochs;
 mod faults;
+mod handed;
 mod moved;
 mod nested;
 mod policy;

@@ -29,12 +29,26 @@ fn named(kind: Kind, name: impl std::fmt::Display) -> String {
     format!("{} {name}", kind.name())
 }
 
+/// Names of objects by something of theirs.
+type Names<K> = BTreeMap<K, BTreeSet<String>>;
+
+/// A block, or an exception to one: its address and how many of that one's bits count.
+type Block = (IpAddr, u32);
+
+/// Whose the keys of what failed are: found in one walk over the cluster, since a map that has no room may refuse thousands of entries.
+#[derive(Default)]
+struct Owners {
+    addresses: Names<IpAddr>,
+    blocks: Names<Block>,
+}
+
 impl Objects<'_> {
-    /// The plan's problems, each told of every object behind it; of the map's own key where there is none any more.
+    /// The plan's problems, each told of every object behind it; of the map's own key where there is none (any more).
     pub(super) fn problems(&self, planner: &Planner) -> Vec<Problem> {
+        let owners = self.owners(planner);
         let mut told = Vec::new();
         for (item, problem) in planner.failures() {
-            let objects = self.behind(planner.desired(), item);
+            let objects = self.behind(&owners, planner.desired(), item);
             if objects.is_empty() {
                 told.push(problem.clone());
             }
@@ -47,10 +61,44 @@ impl Objects<'_> {
         told
     }
 
-    fn behind(&self, desired: &Desired, item: &Item) -> BTreeSet<String> {
+    fn owners(&self, planner: &Planner) -> Owners {
+        let mut owners = Owners::default();
+        for (item, _) in planner.failures() {
+            match item {
+                Item::Address(address) => {
+                    owners.addresses.entry((*address).into()).or_default();
+                }
+                Item::Prefix(prefix) => {
+                    owners.blocks.entry(block(prefix)).or_default();
+                }
+                _ => {}
+            }
+        }
+        if !owners.addresses.is_empty() {
+            self.addresses(&mut owners.addresses);
+        }
+        if !owners.blocks.is_empty() {
+            for policy in self.cluster.policies.values() {
+                for_blocks(policy, |block| {
+                    if let Some(names) = owners.blocks.get_mut(&block) {
+                        names.insert(named(Kind::NetworkPolicy, &policy.key));
+                    }
+                });
+            }
+        }
+        owners
+    }
+
+    fn behind(&self, owners: &Owners, desired: &Desired, item: &Item) -> BTreeSet<String> {
         match item {
-            Item::Address(address) => self.address(IpAddr::from(*address)),
-            Item::Prefix(prefix) => self.prefix(prefix),
+            Item::Address(address) => {
+                let names = owners.addresses.get(&IpAddr::from(*address));
+                names.cloned().unwrap_or_default()
+            }
+            Item::Prefix(prefix) => {
+                let names = owners.blocks.get(&block(prefix));
+                names.cloned().unwrap_or_default()
+            }
             Item::Rules(set) => self.set(desired, *set),
             Item::Pod(slot) | Item::Epoch(slot) => {
                 let pod = desired.pods.get(slot);
@@ -64,19 +112,26 @@ impl Objects<'_> {
         }
     }
 
-    fn address(&self, ip: IpAddr) -> BTreeSet<String> {
-        let pod = self.cluster.owner(&ip).into_iter();
-        let pod = pod.map(|pod| named(Kind::Pod, &pod.key));
-        let services = self.cluster.services.values();
-        let services = services.filter(|service| service.addresses().any(|own| own == ip));
-        let services = services.map(|service| named(Kind::Service, &service.key));
-        let nodes = self.cluster.nodes.iter();
-        let nodes = nodes.filter(|(_, node)| {
-            let mut own = node.internal_ips.iter().chain(&node.external_ips);
-            own.any(|own| *own == ip)
-        });
-        let nodes = nodes.map(|(name, _)| named(Kind::Node, name));
-        pod.chain(services).chain(nodes).collect()
+    /// Whose these addresses are.
+    fn addresses(&self, names: &mut Names<IpAddr>) {
+        for (ip, names) in names.iter_mut() {
+            let pod = self.cluster.owner(ip);
+            names.extend(pod.map(|pod| named(Kind::Pod, &pod.key)));
+        }
+        for service in self.cluster.services.values() {
+            for ip in service.addresses() {
+                if let Some(names) = names.get_mut(&ip) {
+                    names.insert(named(Kind::Service, &service.key));
+                }
+            }
+        }
+        for (name, node) in &self.cluster.nodes {
+            for ip in node.internal_ips.iter().chain(&node.external_ips) {
+                if let Some(names) = names.get_mut(ip) {
+                    names.insert(named(Kind::Node, name));
+                }
+            }
+        }
     }
 
     fn link(&self, ifindex: u32) -> BTreeSet<String> {
@@ -84,20 +139,6 @@ impl Objects<'_> {
         let owners = links.flat_map(|link| &link.addresses);
         let owners = owners.filter_map(|ip| self.cluster.owner(ip));
         owners.map(|pod| named(Kind::Pod, &pod.key)).collect()
-    }
-
-    /// Policies with a block, or an exception to one, of just this prefix.
-    fn prefix(&self, prefix: &Bits<Prefix>) -> BTreeSet<String> {
-        let address = IpAddr::from(Address {
-            bytes: prefix.data.bytes,
-        });
-        let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
-        let block = (address, prefix.length.saturating_sub(mapped));
-        let policies = self.cluster.policies.values();
-        let policies = policies.filter(|policy| has_block(policy, block));
-        policies
-            .map(|policy| named(Kind::NetworkPolicy, &policy.key))
-            .collect()
     }
 
     /// The policies that a set is made of.
@@ -119,16 +160,25 @@ impl Objects<'_> {
     }
 }
 
-fn has_block(policy: &NetworkPolicy, (address, length): (IpAddr, u32)) -> bool {
+/// The block that a key of `prefixes` stands for.
+fn block(prefix: &Bits<Prefix>) -> Block {
+    let address = IpAddr::from(Address {
+        bytes: prefix.data.bytes,
+    });
+    let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
+    (address, prefix.length.saturating_sub(mapped))
+}
+
+/// Every block of a policy, and every exception.
+fn for_blocks(policy: &NetworkPolicy, mut visit: impl FnMut(Block)) {
     let directions = [&policy.ingress, &policy.egress];
     let rules = directions.into_iter().flatten().flatten();
-    let mut peers = rules.flat_map(|rule| rule.peers.iter().flatten());
-    peers.any(|peer| match peer {
-        Peer::Block(block) => {
-            let mut all = block.except.iter().copied();
-            (block.address, u32::from(block.length)) == (address, length)
-                || all.any(|(ip, bits)| (ip, u32::from(bits)) == (address, length))
+    for peer in rules.flat_map(|rule| rule.peers.iter().flatten()) {
+        if let Peer::Block(block) = peer {
+            visit((block.address, u32::from(block.length)));
+            for (ip, bits) in &block.except {
+                visit((*ip, u32::from(*bits)));
+            }
         }
-        Peer::Pods { .. } => false,
-    })
+    }
 }

@@ -25,6 +25,9 @@ use crate::services::{EMPTY, WEB, assert_host};
 /// Where only the event counts: not within a test's time.
 const BY_EVENTS: &str = "--drift-interval=86400";
 
+/// So often something is tried that a check may come before.
+const TRIES: u32 = 10;
+
 /// Look every second, where the machine is not emulated.
 pub(crate) fn often() -> String {
     format!("--drift-interval={}", patience())
@@ -234,11 +237,22 @@ pub(crate) fn assert_elements_are_set_back(arguments: &[&str]) -> Result<()> {
     let pod = pods.get(&slot, 0)?;
     let mut open_pod = pod;
     open_pod.ingress = agent_common::SetWord::default();
-    pods.set(slot, open_pod, 0)?;
     let [to, _] = at(scene.addresses("guarded")?, HTTP);
-    let intruder = Held::start(scene.netns("stranger")?, HoldPlan::new(to, 1))?;
+    let mut tries = 0;
+    // A check may come between the two steps, and then nothing gets in.
+    let intruder = loop {
+        tries += 1;
+        pods.set(slot, open_pod, 0)?;
+        match Held::start(scene.netns("stranger")?, HoldPlan::new(to, 1)) {
+            Ok(intruder) => break intruder,
+            Err(error) if tries == TRIES => return Err(error),
+            Err(_) => {}
+        }
+    };
+    await_that("the isolation is set back", || {
+        Ok(pods.get(&slot, 0)?.ingress == pod.ingress)
+    })?;
     stage.await_mended("map", 4)?;
-    ensure!(pods.get(&slot, 0)?.ingress == pod.ingress);
     ensure!(
         intruder.wait_for_failures(1, DEADLINE * patience()) == 1,
         "what was let in while the map was wrong is judged again"

@@ -2,7 +2,7 @@
 //! room, without being asked. Somebody else's entries fill them, so that the agent cannot know how many go in.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_common::{
     Address, Prefix, PrefixEntry, Reason, ServiceEntry, ServiceKey, limits, protocol,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tests::lab::scrape::{self, sample};
 use tests::lab::traffic::Probe;
 
-use crate::node_parts::{Stage, await_that, open};
+use crate::node_parts::{Stage, await_that, await_within, open};
 use crate::policies::on;
 use crate::scene::{DEADLINE, HTTP, SERVICE, Scene, service};
 use crate::services::{BACKENDS, ready, service_probes};
@@ -23,6 +23,8 @@ use crate::services::{BACKENDS, ready, service_probes};
 const LATE: u8 = 20;
 /// So many of the foreign entries go: more than what waits needs.
 const ROOM: u32 = 16;
+/// What found no room is tried again after twice the time each time, up to half a minute; and then it must be written.
+const RETRIED: Duration = Duration::from_secs(40);
 /// Of a prefix that is one address.
 const BITS: u32 = 128;
 
@@ -76,8 +78,9 @@ impl Scene {
         ensure!(problem["limit"] == limit, "{problem}");
         let waiting = format!("sluice_problems{{limit=\"{map}\"}}");
         ensure!(sample(self.node.netns(), &waiting)? > 0, "{waiting} is 0");
-        let named =
-            format!("sluice_problem{{object=\"{object}\",limit=\"{map}\",capacity=\"{capacity}\"}}");
+        let named = format!(
+            "sluice_problem{{object=\"{object}\",limit=\"{map}\",capacity=\"{capacity}\"}}"
+        );
         ensure!(sample(self.node.netns(), &named)? == 1, "{named} is not 1");
         let full = format!("map {map} is full at {capacity}");
         let log = self.agent.log();
@@ -92,12 +95,12 @@ impl Scene {
 
     /// Nothing is told of any more.
     fn assert_room(&self, map: &str) -> Result<()> {
-        await_that("everything has room", || {
+        await_within(RETRIED, "everything has room", || {
             let status = self.agent.status()?;
             Ok(status["problems"].as_array().is_some_and(Vec::is_empty))
         })?;
         let waiting = format!("sluice_problems{{limit=\"{map}\"}}");
-        ensure!(sample(self.node.netns(), &waiting).unwrap_or(0) == 0);
+        ensure!(sample(self.node.netns(), &waiting)? == 0, "{waiting}");
         Ok(())
     }
 }

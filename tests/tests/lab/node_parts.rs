@@ -2,7 +2,7 @@
 //! else notices.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_common::Reason;
 use anyhow::{Result, ensure};
@@ -100,8 +100,17 @@ fn hold(scene: &Scene, to: SocketAddr) -> Result<Held> {
 }
 
 /// Waits for what is to come.
-pub(crate) fn await_that(what: &str, mut come: impl FnMut() -> Result<bool>) -> Result<()> {
-    let most = DEADLINE * patience();
+pub(crate) fn await_that(what: &str, come: impl FnMut() -> Result<bool>) -> Result<()> {
+    await_within(DEADLINE, what, come)
+}
+
+/// Waits so long for what is to come.
+pub(crate) fn await_within(
+    most: Duration,
+    what: &str,
+    mut come: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let most = most * patience();
     let end = Instant::now() + most;
     while !come()? {
         ensure!(Instant::now() < end, "not after {most:?}: {what}");

@@ -10,7 +10,7 @@ use tests::lab::patience;
 use tests::lab::traffic::held::{Held, HoldPlan};
 use tests::lab::traffic::{Outcome, Patience, Probe, Proto, Server, probe};
 
-use crate::scene::{DEADLINE, DNS, HTTP, OTHER, PORTS, Role, SERVICE, Scene, at, roles, vip};
+use crate::scene::{DEADLINE, DNS, HTTP, OTHER, POLL, PORTS, Role, SERVICE, Scene, at, roles, vip};
 use crate::services::{BACKENDS, WEB, web};
 use crate::verdict::ensure_unseen;
 
@@ -290,11 +290,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         .into_iter()
         .zip(at(scene.addresses("server")?, OTHER))
     {
-        let hold = |name: &str| -> Result<Held> {
-            let mut plan = HoldPlan::new(to, HELD);
-            plan.deadline = Duration::from_millis(400) * patience();
-            Held::start(scene.netns(name)?, plan)
-        };
+        let hold = |name: &str| Held::start(scene.netns(name)?, HoldPlan::new(to, HELD));
         // These wait long enough to live through a policy.
         let patient = {
             let mut plan = HoldPlan::new(other, HELD);
@@ -310,6 +306,8 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
         let server = scene.server("server")?;
         let before = scene.pinned().drops(Reason::PolicyIngress)?;
         scene.apply([&only])?;
+        // What the server had not read yet it has, once it answers this.
+        scene.assert_allowed("friend", "server", HTTP)?;
         let mark = server.mark();
         let cut = client.wait_for_failures(HELD, CUT * patience());
         ensure!(
@@ -347,7 +345,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
                 "{:?}",
                 patient.connections()
             );
-            std::thread::yield_now();
+            std::thread::sleep(POLL);
         }
         patient.stop()?;
         // A relabel takes away what a label gave.
@@ -360,7 +358,7 @@ pub(crate) fn assert_live_policy(scene: &Scene) -> Result<()> {
                 "{:?}",
                 friend.connections()
             );
-            std::thread::yield_now();
+            std::thread::sleep(POLL);
         }
         scene.relabel("friend", &[("app", "foe")])?;
         ensure!(

@@ -93,7 +93,7 @@ fn an_agent_in_the_middle_of_a_big_apply_ends_within_a_second_of_sigterm() -> Re
     let (service, list) = crowd();
     scene.dir.put(&service)?;
     scene.dir.put_file(CROWD, &list.to_string())?;
-    let wait = Instant::now() + DEADLINE * patience();
+    let wait = Instant::now() + 6 * DEADLINE * patience();
     while !is_written(&scene, BEGUN)? {
         ensure!(Instant::now() < wait, "{}", scene.agent.log_tail());
         std::thread::sleep(POLL);

@@ -9,15 +9,12 @@ use anyhow::{Result, bail};
 use super::{BUILD, CHOICE, Mutant, SOAK, all};
 use crate::soak;
 use crate::test::tiers::Tier;
-use crate::test::{Outcome, runner};
+use crate::test::{Outcome, gist, runner};
 
 /// The longest that one mutant's test may take.
 const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
 const AT_A_TIME: usize = 2;
-
-/// Lines shown again at the end of what a test printed that did not come out as it should.
-const KEPT: usize = 60;
 
 /// One run of a mutant's test.
 #[derive(Clone, Copy, Debug)]
@@ -101,11 +98,9 @@ impl Run {
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
         if trouble.is_some() {
             printed.iter().for_each(|line| println!("{line}"));
-            // For the end of the whole run: what the test said, or the last of it.
-            total.told.push(format!("---- {test}, mutant {name} ----"));
-            total
-                .told
-                .extend(printed.into_iter().rev().take(KEPT).rev());
+            // For the end of the whole run.
+            printed.insert(0, format!("---- {test}, mutant {name} ----"));
+            total.told.extend(gist(&printed));
         }
         match (trouble, self.removed) {
             (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),

@@ -18,12 +18,24 @@ pub(crate) struct Outcome {
     pub(crate) troubles: Vec<String>,
     /// How long it took.
     pub(crate) took: Duration,
-    /// Lines of the failed test whose part of the output is being read that are still kept.
-    room: usize,
+    /// What the failed test printed whose part of the output is being read; empty before that part.
+    reading: Vec<String>,
 }
 
-/// Lines kept of what one failed test printed: the panic comes first, and a backtrace's end says nothing.
-const KEPT: usize = 40;
+/// Lines kept of what a failed test printed: from where it says why, and of the end.
+const KEPT: [usize; 2] = [30, 15];
+
+/// What is worth keeping of what a failed test printed: its first line, some from its panic or its error on, and its last ones.
+pub(crate) fn gist(lines: &[String]) -> Vec<String> {
+    let [why, last] = KEPT;
+    let says = |line: &String| line.contains("panicked at") || line.starts_with("Error: ");
+    let begin = lines.iter().position(says).unwrap_or(1).max(1);
+    let rest = lines.len().saturating_sub(last).max(begin + why);
+    let mut kept: Vec<String> = lines.iter().take(1).cloned().collect();
+    kept.extend(lines.iter().skip(begin).take(why).cloned());
+    kept.extend(lines.iter().skip(rest).cloned());
+    kept
+}
 
 impl Outcome {
     /// Takes in one line of what `cargo test` prints.
@@ -55,16 +67,14 @@ impl Outcome {
         }
     }
 
-    /// Keeps what a failed test printed, which the harness shows between a heading and the list of failures.
+    /// Keeps what a failed test printed, which the harness shows between a heading and the next one, or the list of failures.
     fn keep(&mut self, line: &str) {
-        if line.starts_with("---- ") && line.ends_with(" stdout ----") {
-            self.room = KEPT;
-        } else if line == "failures:" {
-            self.room = 0;
+        let heading = line.starts_with("---- ") && line.ends_with(" stdout ----");
+        if heading || line == "failures:" {
+            self.told.extend(gist(&std::mem::take(&mut self.reading)));
         }
-        if self.room > 0 {
-            self.room -= 1;
-            self.told.push(line.to_owned());
+        if heading || !self.reading.is_empty() {
+            self.reading.push(line.to_owned());
         }
     }
 
@@ -117,7 +127,7 @@ impl fmt::Display for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::Outcome;
+    use super::{Outcome, gist};
 
     fn read(text: &str) -> Outcome {
         let mut outcome = Outcome::default();
@@ -154,6 +164,20 @@ mod tests {
             "",
         ];
         assert_eq!(outcome.told, told);
+    }
+
+    #[test]
+    fn what_a_failed_test_says_of_itself_is_kept_wherever_it_stands() {
+        let mut lines = vec!["---- a stdout ----".to_owned()];
+        lines.extend((0..100).map(|n| format!("before {n}")));
+        lines.push("Error: why".to_owned());
+        lines.extend((0..100).map(|n| format!("after {n}")));
+        let kept = gist(&lines);
+        assert_eq!(kept.len(), 1 + 30 + 15, "{kept:?}");
+        assert_eq!(kept[..2], ["---- a stdout ----", "Error: why"]);
+        assert_eq!(kept.last().unwrap(), "after 99");
+        assert_eq!(gist(&lines[..3]), lines[..3]);
+        assert!(gist(&[]).is_empty());
     }
 
     #[test]

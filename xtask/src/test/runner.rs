@@ -18,9 +18,20 @@ const START_THE_AGENT: [&str; 4] = ["lab", "load", "cluster", "soak"];
 /// The one of them that upgrades it.
 const LAB: &str = "lab";
 
-/// Builds and runs one tier.
-pub(crate) fn tier(tier: &Tier, only: Option<&str>) -> Outcome {
+/// cargo's word for optimised builds.
+const RELEASE: &str = "--release";
+
+/// Builds and runs one tier, optimised or as it is developed.
+pub(crate) fn tier(tier: &Tier<'_>, only: Option<&str>, release: bool) -> Outcome {
     let started = Instant::now();
+    let mut cargo = tier.cargo.to_vec();
+    if release {
+        cargo.push(RELEASE);
+    }
+    let tier = &Tier {
+        cargo: &cargo,
+        ..*tier
+    };
     let mut outcome = match build(tier.cargo, &[]) {
         Ok(()) => tests(tier, only.as_slice(), &[]),
         Err(error) => {
@@ -48,10 +59,11 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
     }
     // cargo builds the programs of the package whose tests it builds, and no other's.
     if cargo.iter().any(|word| START_THE_AGENT.contains(word)) {
+        let release = cargo.contains(&RELEASE);
         if cargo.contains(&LAB) {
-            next(environment)?;
+            next(release, environment)?;
         }
-        build::build(false, environment).context("the agent does not build")?;
+        build::build(release, environment).context("the agent does not build")?;
     }
     let mut command = workspace::cargo();
     command
@@ -63,15 +75,16 @@ pub(crate) fn build(cargo: &[&str], environment: &[(&str, &str)]) -> Result<()> 
 }
 
 /// Builds the agent of the next layout, as `sluice-next` beside the ordinary one, which must be built after it.
-fn next(environment: &[(&str, &str)]) -> Result<()> {
+fn next(release: bool, environment: &[(&str, &str)]) -> Result<()> {
     let mut agent = workspace::cargo();
     agent
         .args(["build", "--package", "sluice", "--bin", "sluice"])
         .args(["--features", "layout-next"])
+        .args(release.then_some(RELEASE))
         .envs(environment.iter().copied());
     shell::run(setup::with_ebpf_toolchain(&mut agent))
         .context("the agent of the next layout does not build")?;
-    let directory = workspace::target().join("debug");
+    let directory = workspace::target().join(if release { "release" } else { "debug" });
     let (built, next) = (directory.join("sluice"), directory.join("sluice-next"));
     // cargo would build over the file itself: to a new one, then into its place.
     let copy = directory.join("sluice-next.new");
@@ -81,7 +94,7 @@ fn next(environment: &[(&str, &str)]) -> Result<()> {
 }
 
 /// Runs test binaries that are built, passing on what they print; `filter` is for the harness.
-pub(crate) fn tests(tier: &Tier, filter: &[&str], environment: &[(&str, &str)]) -> Outcome {
+pub(crate) fn tests(tier: &Tier<'_>, filter: &[&str], environment: &[(&str, &str)]) -> Outcome {
     let mut outcome = Outcome::default();
     if let Err(error) = try_tests(tier, filter, environment, Echo::Shown, &mut outcome) {
         outcome.trouble(format!("{error:#}"));
@@ -91,7 +104,7 @@ pub(crate) fn tests(tier: &Tier, filter: &[&str], environment: &[(&str, &str)]) 
 
 /// Runs test binaries that are built and prints nothing, since what they are to do may be to fail; answers also what they printed.
 pub(crate) fn silently(
-    tier: &Tier,
+    tier: &Tier<'_>,
     filter: &[&str],
     environment: &[(&str, &str)],
 ) -> (Outcome, Vec<String>) {
@@ -138,7 +151,7 @@ impl Echo<'_> {
 }
 
 fn try_tests(
-    tier: &Tier,
+    tier: &Tier<'_>,
     filter: &[&str],
     environment: &[(&str, &str)],
     mut echo: Echo<'_>,

@@ -6,13 +6,13 @@ use crate::setup::Need;
 
 /// One tier: test targets that need the same power.
 #[derive(Debug)]
-pub(crate) struct Tier {
+pub(crate) struct Tier<'a> {
     /// What `cargo xtask test NAME` calls it.
     pub(crate) name: &'static str,
     /// One line for people.
     pub(crate) about: &'static str,
     /// What `cargo test` is told to build.
-    pub(crate) cargo: &'static [&'static str],
+    pub(crate) cargo: &'a [&'a str],
     /// Whether the tests themselves run as root.
     pub(crate) root: bool,
     /// How many tests run beside each other; `None` leaves it to the harness.
@@ -39,7 +39,7 @@ const fn anywhere(
     about: &'static str,
     cargo: &'static [&'static str],
     minutes: u64,
-) -> Tier {
+) -> Tier<'static> {
     Tier {
         name,
         about,
@@ -60,7 +60,7 @@ const fn root(
     threads: u32,
     needs: &'static [Need],
     minutes: u64,
-) -> Tier {
+) -> Tier<'static> {
     Tier {
         name,
         about,
@@ -75,7 +75,7 @@ const fn root(
 
 /// Every tier that exists, in the order in which they run. A new file of tests gets its row here: a test below
 /// fails while a target has none.
-pub(crate) const TIERS: &[Tier] = &[
+pub(crate) const TIERS: &[Tier<'static>] = &[
     anywhere(
         "unit",
         "model, compile, diff, conversion, properties",
@@ -136,7 +136,7 @@ pub(crate) const TIERS: &[Tier] = &[
         target!("load"),
         1,
         &[Need::Lab],
-        5,
+        15,
     ),
     root(
         "kernel",

@@ -16,7 +16,9 @@ use crate::source::Rejected;
 pub struct Status {
     /// The agent's version.
     pub version: String,
-    /// The layout of its maps, which stands in the name of their directory of pins: agents of one layout share their maps.
+    /// The layout of its maps, which stands in the name of their directory of pins: agents of one layout share their maps. 0: an agent that is
+    /// too old to say.
+    #[serde(default)]
     pub layout: u32,
     /// The node's name.
     pub node: String,

@@ -240,7 +240,7 @@ impl Builder<'_> {
         self.phases.removed.extend(removed.into_iter().rev());
     }
 
-    /// A new set speaks of addresses as they are to be: where one could not be changed, the old set, which knows it, holds on. An
+    /// A new set speaks of addresses as they are to be: where one could not be changed that it tells apart, the old set, which knows it, holds on. An
     /// address that is new and does not fit is known to neither.
     pub(super) fn known_peers(&mut self) {
         let peers = self.phases.staged.iter().chain(&self.phases.peers);

@@ -58,12 +58,16 @@ impl Attempt {
         self.started
     }
 
-    /// TCP segments of this connection that this end has sent again so far (`tcpi_total_retrans`, SYNs included).
+    /// TCP segments of this connection that this end had to send again so far, SYNs included: those that the other end says it had got
+    /// already (RFC 2883) were only late, by a machine that stood still for the 200 ms after which TCP tries again.
     pub(crate) fn retransmits(&self) -> u32 {
         if self.proto == Proto::Udp {
             return 0;
         }
-        tcp_info(self.socket.as_fd()).map_or(0, |info| info.tcpi_total_retrans)
+        tcp_info(self.socket.as_fd()).map_or(0, |info| {
+            let again = info.tcpi_total_retrans;
+            again.saturating_sub(info.tcpi_dsack_dups)
+        })
     }
 
     /// Goes on after the socket became ready; answers the outcome once there is one.

@@ -43,9 +43,11 @@ impl Counters {
         self.get(name) - earlier.get(name)
     }
 
-    /// TCP segments sent again since `earlier`, SYNs included (`TcpRetransSegs`).
+    /// TCP segments that had to be sent again since `earlier`, SYNs included (`TcpRetransSegs`): less those that the other end says it had got
+    /// already (`TcpExtTCPDSACKRecv`, RFC 2883), which were only late, by a machine that stood still for 200 ms.
     pub fn retransmits_since(&self, earlier: &Self) -> i64 {
-        self.since(earlier, "TcpRetransSegs")
+        let again = self.since(earlier, "TcpRetransSegs");
+        (again - self.since(earlier, "TcpExtTCPDSACKRecv")).max(0)
     }
 
     /// All counters that changed since `earlier`, for messages.
@@ -100,11 +102,12 @@ mod tests {
         parse_pairs("Tcp: MaxConn RetransSegs\nTcp: -1 3\n", &mut before);
         parse_lines("Udp6InErrors                    \t4\n", &mut before);
         let mut after = before.clone();
-        after.insert("TcpRetransSegs".to_owned(), 5);
+        after.insert("TcpRetransSegs".to_owned(), 6);
+        after.insert("TcpExtTCPDSACKRecv".to_owned(), 1);
         let (before, after) = (Counters(before), Counters(after));
         assert_eq!(before.get("TcpMaxConn"), -1);
         assert_eq!(before.get("Udp6InErrors"), 4);
         assert_eq!(after.retransmits_since(&before), 2);
-        assert_eq!(after.changes_since(&before).len(), 1);
+        assert_eq!(after.changes_since(&before).len(), 2);
     }
 }

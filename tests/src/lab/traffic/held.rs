@@ -35,10 +35,10 @@ pub struct HoldPlan {
 }
 
 impl HoldPlan {
-    /// So many connections with a request every 10 ms and a deadline of a second; an emulated machine has more time for both.
+    /// So many connections with a request every 10 ms and a deadline of two seconds; an emulated machine has more time for both.
     pub fn new(to: SocketAddr, connections: usize) -> Self {
         let pause = Duration::from_millis(10) * patience();
-        let deadline = Duration::from_secs(1) * patience();
+        let deadline = Duration::from_secs(2) * patience();
         Self {
             to,
             connections,

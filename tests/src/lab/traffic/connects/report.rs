@@ -29,9 +29,9 @@ pub struct ConnectReport {
     pub by: BTreeMap<String, u64>,
     /// The first failures.
     pub failures: Vec<Failure>,
-    /// TCP segments that the generator's own sockets sent again (`TCP_INFO`).
+    /// TCP segments that the generator's own sockets had to send again (`TCP_INFO`).
     pub retransmits: u64,
-    /// `TcpRetransSegs` of the client's whole namespace over the run.
+    /// The same of the client's whole namespace over the run, see `Counters::retransmits_since`.
     pub namespace_retransmits: i64,
     /// Latencies of answered connections, in microseconds, ascending.
     pub latencies_us: Vec<u64>,
