@@ -52,12 +52,18 @@ pub fn set_deltas(key: &Tuple, flow: &mut Flow) {
     let addresses = difference(&key.source, &flow.new_source)
         + difference(&key.destination, &flow.new_destination);
     flow.address_delta = fold32(addresses);
-    flow.port_delta = fold32(
-        flow.new_source_port_be as u64
-            + !key.source_port_be as u64
-            + flow.new_destination_port_be as u64
-            + !key.destination_port_be as u64,
-    );
+    // Ports that stay say so, and cost no update: what the sum would come to then is zero by another name (RFC 1624 3).
+    flow.port_delta = 0;
+    if flow.new_source_port_be != key.source_port_be
+        || flow.new_destination_port_be != key.destination_port_be
+    {
+        flow.port_delta = fold32(
+            flow.new_source_port_be as u64
+                + !key.source_port_be as u64
+                + flow.new_destination_port_be as u64
+                + !key.destination_port_be as u64,
+        );
+    }
 }
 
 /// Whether rewriting went well.
@@ -71,7 +77,7 @@ pub enum Rewritten {
 }
 
 /// Rewrites a packet to an entry's ends. One checksum update for the addresses (which are part of the pseudo-header) and one for
-/// the ports (which are not: with an offloaded checksum they are the device's business).
+/// the ports where they change (which are not: with an offloaded checksum they are the device's business).
 ///
 /// A fragment without a transport header ([`packet::NO_TRANSPORT`]) has its addresses rewritten alone. `WHOLE` says that `l4` is none
 /// such for certain: what answers for established flows does not ask.
@@ -118,7 +124,8 @@ fn translate_transport(ctx: &TcContext, l4: u32, v4: bool, kind: u8, flow: &Flow
         {
             return Rewritten::Failed;
         }
-        if !crate::mutant::removed!("no-port-delta")
+        if flow.port_delta != 0
+            && !crate::mutant::removed!("no-port-delta")
             && bpf_l4_csum_replace(ctx.skb.skb, offset, 0, flow.port_delta as u64, mangled) != 0
         {
             return Rewritten::Failed;
