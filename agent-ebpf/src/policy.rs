@@ -6,7 +6,7 @@ use agent_common::{
 };
 
 use crate::{
-    tables::{Maps, egress_set, epoch, ingress_set, pod},
+    tables::{Maps, address_at, address_word, egress_set, epoch, ingress_set, pod},
     work::{Work, alone},
 };
 
@@ -29,13 +29,13 @@ fn denial(word: SetWord, otherwise: Reason) -> u32 {
     }
 }
 
-/// What a set says of a peer.
+/// What a set says of a peer; `entry` is what `addresses` says of that one, read behind the set, see [`address_word`].
 #[inline(always)]
-fn peer(word: SetWord, address: &Address, kind: u8, port_be: u16) -> Verdict {
+fn peer(word: SetWord, address: &Address, entry: u64, kind: u8, port_be: u16) -> Verdict {
     if word.flags & set_flag::ISOLATED == 0 {
         return Verdict::OPEN;
     }
-    lookup::judge(&Maps, word, address, Maps.address(address), kind, port_be)
+    lookup::judge(&Maps, word, address, address_at(entry), kind, port_be)
 }
 
 /// Judges the flow of `work.forward`, which holds its ends after translation in `new_destination` and, in
@@ -44,7 +44,8 @@ fn peer(word: SetWord, address: &Address, kind: u8, port_be: u16) -> Verdict {
 /// and the verdicts in `work`. 0: allowed; else the reason.
 ///
 /// The epoch is read before anything that it vouches for. The set is read before the peer's address and group: a change of policy writes
-/// addresses and groups first and sets last, and a new set need not know a group that is gone.
+/// addresses and groups first and sets last, and a new set need not know a group that is gone. So the set of the link's pod, which needs no
+/// look-up to be found, is read first of all: then one look-up of the far address says both whose it is and what that set makes of it.
 #[inline(always)]
 pub fn judge(work: &mut Work) -> u32 {
     judge_flow(work)
@@ -58,37 +59,21 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
     let Some(work) = (unsafe { alone(work) }) else {
         return Reason::UnknownPod as u32;
     };
-    let opener_address: Address = work.forward_key.source;
-    let responder_address: Address = work.forward.new_destination;
+    // Where they lie: copies would be 32 bytes of a stack that has none to spare.
+    let opener_address = &work.forward_key.source;
+    let responder_address = &work.forward.new_destination;
     let port_be = work.forward.new_destination_port_be;
     let kind = work.forward_key.protocol;
-    let host = work.forward.flags & flow_flag::HOST != 0;
-    let by_link = !crate::mutant::removed!("address-only");
-    let opener = if host {
-        NO_SLOT
-    } else if work.here_responds == 0 && by_link {
-        work.here
-    } else {
-        slot_of(Maps.address(&opener_address))
-    };
-    let responder = if host {
-        NO_SLOT
-    } else if work.here_responds != 0 && by_link {
-        work.here
-    } else {
-        slot_of(Maps.address(&responder_address))
-    };
     work.egress = Verdict::OPEN;
     work.ingress = Verdict::OPEN;
-    work.forward.opener = opener;
-    work.forward.responder = responder;
+    work.forward.opener = NO_SLOT;
+    work.forward.responder = NO_SLOT;
     work.forward.egress.epoch = NEVER_JUDGED;
     work.forward.ingress.epoch = NEVER_JUDGED;
     work.forward.egress.rule = 0;
     work.forward.ingress.rule = 0;
     work.forward.flags &= !(flow_flag::SELF | flow_flag::AUDIT);
-    if opener != NO_SLOT && opener == responder {
-        work.forward.flags |= flow_flag::SELF;
+    if work.forward.flags & flow_flag::HOST != 0 {
         return 0;
     }
     // The destination's port, for protocols that have one; an echo's id is none.
@@ -98,13 +83,50 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
         } else {
             0
         };
-    if opener != NO_SLOT {
-        let Some(pod) = pod(opener) else {
+    let responds = work.here_responds != 0;
+    let (near_address, far_address) = if responds {
+        (responder_address, opener_address)
+    } else {
+        (opener_address, responder_address)
+    };
+    let near = if crate::mutant::removed!("address-only") {
+        slot_of(Maps.address(near_address))
+    } else {
+        work.here
+    };
+    let mut near_epoch = NEVER_JUDGED;
+    let mut near_word = SetWord::default();
+    if near != NO_SLOT {
+        let Some(pod) = pod(near) else {
             return Reason::UnknownPod as u32;
         };
-        let at = epoch(pod);
-        let word = egress_set(pod);
-        let verdict = peer(word, &responder_address, kind, port_be);
+        near_epoch = epoch(pod);
+        near_word = if responds {
+            ingress_set(pod)
+        } else {
+            egress_set(pod)
+        };
+    }
+    let far_entry = address_word(far_address);
+    let far = slot_of(address_at(far_entry));
+    let (opener, responder) = if responds { (far, near) } else { (near, far) };
+    work.forward.opener = opener;
+    work.forward.responder = responder;
+    if near != NO_SLOT && near == far {
+        work.forward.flags |= flow_flag::SELF;
+        return 0;
+    }
+    if opener != NO_SLOT {
+        let (mut at, mut word, mut entry) = (near_epoch, near_word, far_entry);
+        if responds {
+            let Some(pod) = pod(opener) else {
+                return Reason::UnknownPod as u32;
+            };
+            at = epoch(pod);
+            word = egress_set(pod);
+            entry = address_word(responder_address);
+        }
+        let verdict = peer(word, responder_address, entry, kind, port_be);
         work.egress = verdict;
         work.forward.egress.epoch = at;
         work.forward.egress.rule = verdict.rule;
@@ -113,12 +135,16 @@ extern "C" fn judge_flow(work: *mut Work) -> u32 {
         }
     }
     if responder != NO_SLOT {
-        let Some(pod) = pod(responder) else {
-            return Reason::UnknownPod as u32;
-        };
-        let at = epoch(pod);
-        let word = ingress_set(pod);
-        let verdict = peer(word, &opener_address, kind, port_be);
+        let (mut at, mut word, mut entry) = (near_epoch, near_word, far_entry);
+        if !responds {
+            let Some(pod) = pod(responder) else {
+                return Reason::UnknownPod as u32;
+            };
+            at = epoch(pod);
+            word = ingress_set(pod);
+            entry = address_word(opener_address);
+        }
+        let verdict = peer(word, opener_address, entry, kind, port_be);
         work.ingress = verdict;
         work.forward.ingress.epoch = at;
         work.forward.ingress.rule = verdict.rule;

@@ -34,29 +34,40 @@ fn word<T: Copy>(pointer: *const T) -> T {
 /// an absent option unset and yet copies them, which the verifier does not let it.
 const NOTHING: u64 = u64::MAX;
 
-impl Tables for Maps {
-    #[inline(always)]
-    fn address(&self, address: &Address) -> Option<AddressEntry> {
-        let check = address.check();
-        let mut found = NOTHING;
-        if let Some(pointer) = ADDRESSES.get_ptr(address) {
-            found = raw(pointer);
-            if AddressEntry::from_raw(found).check != check {
-                // Given to another address while it was read: look again, once.
-                found = NOTHING;
-                if let Some(pointer) = ADDRESSES.get_ptr(address) {
-                    found = raw(pointer);
-                    if AddressEntry::from_raw(found).check != check {
-                        found = NOTHING;
-                    }
+/// What `addresses` says of an address, as a word that [`address_at`] makes an entry of: to be kept, and chosen among.
+#[inline(always)]
+pub fn address_word(address: &Address) -> u64 {
+    let check = address.check();
+    let mut found = NOTHING;
+    if let Some(pointer) = ADDRESSES.get_ptr(address) {
+        found = raw(pointer);
+        if AddressEntry::from_raw(found).check != check {
+            // Given to another address while it was read: look again, once.
+            found = NOTHING;
+            if let Some(pointer) = ADDRESSES.get_ptr(address) {
+                found = raw(pointer);
+                if AddressEntry::from_raw(found).check != check {
+                    found = NOTHING;
                 }
             }
         }
-        let found = core::hint::black_box(found);
-        if found == NOTHING {
-            return None;
-        }
-        Some(AddressEntry::from_raw(found))
+    }
+    core::hint::black_box(found)
+}
+
+/// The entry in what [`address_word`] has read.
+#[inline(always)]
+pub fn address_at(word: u64) -> Option<AddressEntry> {
+    if word == NOTHING {
+        return None;
+    }
+    Some(AddressEntry::from_raw(word))
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn address(&self, address: &Address) -> Option<AddressEntry> {
+        address_at(address_word(address))
     }
 
     #[inline(always)]
