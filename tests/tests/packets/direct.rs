@@ -1,10 +1,15 @@
 //! From pod to pod on one node, without a service between them.
 
+use std::time::Duration;
+
 use agent_common::{Count, Reason, flow_flag, hook, path, pod_flag};
 use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
 use tests::packet::flows::{now, tuple};
 use tests::packet::outcome::Via;
+
+/// Between two looks at the clock: longer than from one interrupt of any kernel's timer to the next (10 ms at 100 a second).
+const LOOK: Duration = Duration::from_millis(20);
 
 rows! {
     BOTH the_first_packet_of_a_flow_goes_straight_into_the_other_pod(w) {
@@ -200,6 +205,22 @@ rows! {
             let seen = w.answered(17, from, to).unwrap().last_seen;
             assert!(now() - seen <= 1, "last seen {} ticks ago", now() - seen);
         }
+    }
+
+    // Fails with mutant "clock-moves".
+    V4 the_programs_clock_goes_on_between_packets(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).redirected();
+        w.from_pod(&b, &Packet::udp(b.at(53), a.at(40000))).redirected();
+        let seen = |w: &World| w.answered(17, a.at(40000), b.at(53)).unwrap().last_seen;
+        let first = seen(w);
+        while now() == first {
+            std::thread::sleep(LOOK);
+        }
+        // The programs ask for the time once in an interrupt of the timer, which this one may still be.
+        std::thread::sleep(LOOK);
+        w.from_pod(&a, &Packet::udp(a.at(40000), b.at(53))).redirected();
+        assert_ne!(seen(w), first);
     }
 
     BOTH an_interface_without_a_slot_is_left_alone(w) {

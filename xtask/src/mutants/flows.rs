@@ -5,6 +5,11 @@ use super::{Mutant, packets};
 /// See [`super::all`].
 pub(super) const MUTANTS: &[Mutant] = &[
     packets(
+        "clock-moves",
+        "agent-ebpf/src/report.rs: the clock is asked again with each interrupt of the timer",
+        "direct::the_programs_clock_goes_on_between_packets",
+    ),
+    packets(
         "any-source",
         "agent-ebpf/src/from_pod.rs: a pod sends from its own addresses only",
         "sources::a_pod_sends_from_no_address_but_its_own",

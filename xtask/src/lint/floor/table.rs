@@ -115,6 +115,7 @@ pub(super) fn rows() -> Vec<Row> {
             "get_socket_cookie",
             (4, 19),
         ),
+        helper(Func::BPF_FUNC_jiffies64, "jiffies64", (5, 6)),
         helper(Func::BPF_FUNC_get_netns_cookie, "get_netns_cookie", (5, 7)),
         helper(Func::BPF_FUNC_ringbuf_reserve, "ringbuf_reserve", (5, 8)),
         helper(Func::BPF_FUNC_ringbuf_submit, "ringbuf_submit", (5, 8)),
