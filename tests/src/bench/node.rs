@@ -4,6 +4,7 @@
 use agent_common::{Config, Timeouts, feature, limits};
 use anyhow::{Context, Result};
 use sluice::datapath::attach::{Attacher, Mode};
+use sluice::datapath::capacity::Memory;
 use sluice::datapath::object::Sizes;
 use sluice::datapath::pins::Pins;
 use sluice::datapath::{Datapath, KernelDatapath, Write, host, load, programs::Programs};
@@ -17,13 +18,16 @@ pub struct Node {
     pub from_pod: Pinned,
     /// See [`Node::from_pod`].
     pub to_pod: Pinned,
+    /// Flows that the table of those that nobody has answered has room for.
+    pub unanswered: u32,
     _programs: Programs,
     // Last: it takes the pins away.
     _lab: Lab,
 }
 
 impl Node {
-    /// Loads everything, and answers the maps beside it. Works in the calling thread's network namespace.
+    /// Loads everything, and answers the maps beside it, as large as an agent makes them on this machine. Works in the calling thread's
+    /// network namespace.
     ///
     /// # Errors
     /// Not root, no bpffs, or the kernel refuses a map or a program.
@@ -31,7 +35,8 @@ impl Node {
         let lab = Lab::new("benchmaps")?;
         let root = bpffs::pin_root(&lab.id(), "maps")?;
         let pins = Pins::open(&root)?;
-        let mut loaded = load::load(&pins, &Sizes::default(), &Timeouts::DEFAULT)?;
+        let sizes = Sizes::of_flows(Memory::read().flows());
+        let mut loaded = load::load(&pins, &sizes, &Timeouts::DEFAULT)?;
         let config = Config {
             netns_cookie: host::netns_cookie()?,
             features: feature::LITERAL,
@@ -48,6 +53,7 @@ impl Node {
         let node = Self {
             from_pod: stub("stub_from_pod")?,
             to_pod: stub("stub_to_pod")?,
+            unanswered: sizes.unreplied / limits::ENTRIES_PER_FLOW,
             _programs: loaded.programs,
             _lab: lab,
         };
