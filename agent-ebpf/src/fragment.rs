@@ -152,7 +152,7 @@ fn admit(work: &mut Work, place: &Place, id_be: u32, protocol: u8) -> Parsed {
         kind::ATOMIC
     };
     // All but the last are whole units, and none is empty: what follows an empty one would begin where it did.
-    let uneven = place.more && (place.length % UNIT != 0 || place.length == 0);
+    let uneven = place.more && (!place.length.is_multiple_of(UNIT) || place.length == 0);
     if uneven || end > LONGEST {
         return Parsed::Refused(Reason::Fragment);
     }
