@@ -15,6 +15,8 @@ use crate::test::{Outcome, gist, runner};
 const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
 const AT_A_TIME: usize = 2;
+/// Cases of a property that runs with nothing removed. It says that the build with switches works; the unit tier has run them all.
+const CONTROL: (&str, &str) = ("SLUICE_CASES", "2");
 
 /// One run of a mutant's test.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +140,10 @@ impl Run {
             least: 1,
         };
         let choice = if self.removed { name } else { "" };
-        let environment = [BUILD, (CHOICE, choice)];
+        let mut environment = vec![BUILD, (CHOICE, choice)];
+        if !self.removed && !self.mutant.root {
+            environment.push(CONTROL);
+        }
         let (outcome, lines) = runner::silently(&tier, &[test, "--exact"], &environment);
         *printed = lines;
         judge(&outcome, test, self.removed)
