@@ -31,7 +31,7 @@ fn written(planner: &mut Planner, memory: &mut Memory, delta: &Delta) -> Vec<u32
 
 #[test]
 fn narrow_prefixes_come_before_what_is_around_them_and_go_after_it() {
-    let (mut planner, plan) = Planner::restore(Contents::default(), &Desired::default());
+    let (mut planner, plan) = Planner::restore(Contents::default(), Desired::default());
     let mut memory = Memory::default();
     apply(&mut planner, plan, &mut memory);
     let lengths = [16, 8, 24];
