@@ -5,8 +5,8 @@
 
 /// Gives free memory back to the kernel, as far as whole pages are free. It takes some milliseconds: not for every change.
 pub fn give_back() {
-    // SAFETY: it takes no pointer, and may be called by any thread at any time (malloc_trim(3)).
     #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and may be called by any thread at any time (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
     }

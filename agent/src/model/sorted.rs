@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub struct Sorted<K, V>(Arc<[(K, V)]>);
 
 /// The entries of a [`Sorted`], by key.
-pub type Iter<'a, K, V> =
+type Iter<'a, K, V> =
     std::iter::Map<std::slice::Iter<'a, (K, V)>, for<'b> fn(&'b (K, V)) -> (&'b K, &'b V)>;
 
 const fn parts<K, V>(entry: &(K, V)) -> (&K, &V) {
