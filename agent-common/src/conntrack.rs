@@ -88,8 +88,7 @@ pub struct Flow {
     /// Interface that packets with this tuple enter by; 0 where that is no pod's link. Comparing it is the source check.
     pub ifindex: u32,
     /// Likewise for the ports: the transport's checksum only. Of SCTP, whose checksum is none of these sums: the verification tag that packets with this
-    /// tuple bear, in network order, or 0 while nobody knows it. (Of no use to an agent that came before, which translates no SCTP; so it is
-    /// no other layout.)
+    /// tuple bear, in network order, or 0 while nobody knows it. (Up to layout 2 it was a sum for SCTP too.)
     pub port_delta: u32,
     /// Slot of the pod to deliver to by peer redirect; [`NO_SLOT`]: pass to the stack.
     pub deliver: u32,

@@ -26,8 +26,7 @@ pub const fn name(hook: u32) -> &'static str {
 }
 
 /// Slots of the array `programs`, by which the programs of one layout tail-call each other. (What is attached is a stub, which tail-calls
-/// through the gate: [`crate::gate`].) The four TC hooks' slots are their hook numbers: a packet goes back there to be looked at again.
-/// The slots behind them hold what the hooks' programs tail-call for the rare cases.
+/// through the gate: [`crate::gate`]; the slots up to 7 are empty.)
 pub mod slot {
     /// A pod's packet without a valid entry: find out, judge, make the flow.
     pub const NEW_FROM_POD: u32 = 8;

@@ -2,9 +2,11 @@
 //!
 //! [`current`] is made from the types. Each layout that this agent can take over from stands in a file of its own, as it was: [`known`].
 //! Entries are converted field by field ([`Record::conversion`]): fields keep their meaning with their name, a field
-//! that is new gets its default, one that grew is extended with zeros. A change of meaning needs a new name.
+//! that is new gets its default, one that grew is extended with zeros. A change of meaning needs a new name; or, where only some entries
+//! mean something else, a line in the agent's `migrate/meaning.rs`.
 
 mod v2;
+mod v3;
 
 use core::mem::offset_of;
 
@@ -74,7 +76,7 @@ pub const fn current() -> Layout {
 /// A layout that this agent can take over from.
 #[must_use]
 pub fn known(number: u32) -> Option<&'static Layout> {
-    const KNOWN: [&Layout; 1] = [&v2::LAYOUT];
+    const KNOWN: [&Layout; 2] = [&v2::LAYOUT, &v3::LAYOUT];
     KNOWN.into_iter().find(|layout| layout.number == number)
 }
 

@@ -15,7 +15,7 @@
 //! | `services` | [`ServiceKey`] -> [`ServiceEntry`] | hash | agent | new flow to a service address |
 //! | `heads` | pool -> [`Head`] | array, mapped | agent | new service flow |
 //! | `slots` | index -> [`Slot`] | array, mapped | agent | new service flow |
-//! | `fragments` | [`FragmentKey`] -> [`Fragment`] | LRU hash | programs | fragments but first ones |
+//! | `fragments` | [`FragmentKey`] -> [`Fragment`] | LRU hash | programs | fragments |
 //! | `sock_reverse` | [`SocketReverseKey`] -> [`SocketReverse`] | LRU hash | socket programs | host processes' datagrams and `getpeername` |
 //! | `config` | 0 -> [`Config`] | array, mapped | agent | new flow, socket programs |
 //! | `counters` | index -> [`Counter`] | per-CPU array | programs | drops, new flows |

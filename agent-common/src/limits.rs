@@ -6,7 +6,7 @@
 /// Version of everything that two builds must agree on to share pinned maps: raised with every change of a key, a value,
 /// a flag or a capacity that is not settable. Stands in the name of the pin directory, and in [`crate::gate::GateWord`]. What entries look
 /// like stands in `layout`, where a test holds it against this number.
-pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 3 } else { 2 };
+pub const LAYOUT: u32 = if cfg!(feature = "layout-next") { 4 } else { 3 };
 
 /// Conntrack entries (two per flow) where nobody asks for another number. 262,144 are 131,072 flows, kube-proxy's own minimum
 /// (`conntrack-min`), in about 50 MiB. What the agent asks for by default comes from the machine's memory, see below.
@@ -61,7 +61,7 @@ pub const AFFINITY: u32 = 65_536;
 pub const SOURCE_RANGES: u32 = 65_536;
 /// Entries of all Maglev tables.
 pub const MAGLEV: u32 = 2_097_152;
-/// Datagrams whose fragments are under way, at each hook that they pass: 2 MiB. The fragments of one follow each other within
+/// Places of fragments that are to come, one for each datagram whose fragments are under way, at each hook that they pass: 2 MiB. The fragments of one follow each other within
 /// microseconds; a datagram of which one is lost leaves its entry until it is evicted, so this is how many lost ones it takes to disturb others.
 pub const FRAGMENTS: u32 = 16_384;
 /// Seconds that the fragments of one datagram may take (RFC 8200 4.5; Linux waits as long in IPv6, and half of it in IPv4).

@@ -73,7 +73,7 @@ reasons! {
     TtlExceeded = 18, "ttl-exceeded";
     /// No source knows the pod yet, and `--unknown-pod=deny` holds.
     UnknownPod = 19, "unknown-pod";
-    /// A kernel helper refused to rewrite or redirect the packet.
+    /// A kernel helper refused to rewrite or redirect the packet, or the program to go on with is not in its slot.
     RewriteFailed = 20, "rewrite-failed";
     /// A service over a protocol without ports, which nothing translates.
     ServiceProtocol = 21, "service-protocol";

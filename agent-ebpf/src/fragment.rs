@@ -1,10 +1,11 @@
 //! Fragments of both families. A first fragment is judged like any packet, and leaves what it was to those behind it once it has passed;
 //! each of these begins where the last ended and follows: the same flow, translated in its addresses alone, since ports and the
-//! transport's checksum stand in the first. Whatever else is dropped at pods' links with [`Reason::Fragment`], also where no policy is in
+//! transport's checksum stand in the first. Whatever else leaves no pod, with [`Reason::Fragment`], also where no policy is in
 //! force: of a fragment that follows nothing nobody can tell whether it is a service's answer, which must not go out untranslated.
 //!
 //! At an uplink such a fragment is left to the stack, which may put datagrams together that the network brings in disorder (as it does where
-//! netfilter tracks connections); `to_pod` has the last word on what comes out.
+//! netfilter tracks connections). `to_pod` has the last word on what comes out: it drops fragments that follow nothing where policy is in force,
+//! and else leaves it to the pod to put them together.
 
 use agent_common::{Fragment, FragmentKey, Reason, clock, hook::slot, limits};
 use aya_ebpf::programs::TcContext;
@@ -66,7 +67,7 @@ pub fn walk(ctx: &TcContext) -> i32 {
     if parsed == Parsed::Refused(Reason::Fragment) && work.fragment == kind::LATER {
         let moving = moving();
         if moving != 0 {
-            // Its first may have gone to the programs of the other side.
+            // Its first may have gone to the programs of the other side. (One that no side would take is dropped there.)
             return hand_over(ctx, moving, work.hook);
         }
     }
@@ -152,7 +153,7 @@ fn admit(work: &mut Work, place: &Place, id_be: u32, protocol: u8) -> Parsed {
         kind::ATOMIC
     };
     // All but the last are whole units, and none is empty: what follows an empty one would begin where it did.
-    let uneven = place.more && (place.length % UNIT != 0 || place.length == 0);
+    let uneven = place.more && (!place.length.is_multiple_of(UNIT) || place.length == 0);
     if uneven || end > LONGEST {
         return Parsed::Refused(Reason::Fragment);
     }

@@ -45,7 +45,7 @@ pub struct Work {
     /// What parsing made of the packet, see [`crate::packet::Parsed::number`].
     pub parsed: u32,
     /// Not 0 while a walker goes back to the program that asked it: its answer, likewise. That program takes it and the fields that the walker
-    /// has filled (`tuple`, `l4`, `v4`, `tcp_flags`, `fragment` and its two) in place of parsing, and puts 0 here.
+    /// has filled (`tuple`, `l4`, `v4`, `tcp_flags`, `fragment`, its two, and `fragment_key`) in place of parsing, and puts 0 here.
     pub resumed: u32,
     /// Extension headers walked so far.
     pub extensions: u32,

@@ -8,6 +8,7 @@
 mod apply;
 mod arrange;
 mod epochs;
+mod holders;
 mod mirror;
 mod numbers;
 mod pools;

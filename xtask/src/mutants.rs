@@ -131,6 +131,11 @@ const MUTANTS: &[Mutant] = &[
         "plan::tests::nested::narrow_prefixes_come_before_what_is_around_them_and_go_after_it",
     ),
     unit(
+        "wordless-last",
+        "agent/src/plan/steps/policy.rs: an identity that somebody has loses its group before anybody comes to it",
+        "plan::tests::nested::who_comes_to_an_identity_that_loses_its_group_never_meets_that",
+    ),
+    unit(
         "nobody-waits",
         "agent/src/plan/stage.rs: a pod that gets a set which another one leaves waits for that",
         "plan::tests::handed::a_pod_that_gets_a_set_which_another_one_leaves_waits_for_that",

@@ -17,6 +17,7 @@
 //! A crash in 1 leaves the old side in force, and the next start begins anew; a crash in 3 or 4 leaves the new one, and the
 //! next start goes on.
 
+mod meaning;
 mod moving;
 mod old;
 mod seed;

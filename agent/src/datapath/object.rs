@@ -81,3 +81,36 @@ pub fn maps(sizes: &Sizes) -> Result<Vec<(String, Shape)>, ObjectError> {
     maps.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(maps)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// Two builds of one layout share every pinned map, also those whose entries nobody takes over: an agent refuses pins of another shape,
+    /// and programs of both run at once while one replaces the other.
+    #[test]
+    fn every_pinned_map_has_the_shape_of_its_layout() {
+        let frozen = include_str!("../../testdata/datapath/v3.txt");
+        let mut now = format!("layout {}\n", agent_common::limits::LAYOUT);
+        for (name, shape) in maps(&Sizes::default()).unwrap() {
+            let Shape {
+                kind,
+                key_size,
+                value_size,
+                max_entries,
+                flags,
+            } = shape;
+            writeln!(
+                now,
+                "{name}: kind {kind}, key {key_size}, value {value_size}, {max_entries} entries, flags {flags}"
+            )
+            .unwrap();
+        }
+        assert_eq!(
+            now, frozen,
+            "raise limits::LAYOUT with a change of a pinned map, and write the shapes of the new layout beside those of the old one"
+        );
+    }
+}

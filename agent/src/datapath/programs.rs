@@ -15,17 +15,17 @@ use super::load::LoadError;
 use super::migrate::{self, Moved, OldMaps};
 use super::pins::{PinError, Pins};
 
-/// Programs that hooks tail-call for the rare cases, and their slots.
-const RARE: [(&str, u32); 7] = [
-    ("new_from_pod", hook::slot::NEW_FROM_POD),
-    ("new_to_pod", hook::slot::NEW_TO_POD),
-    ("new_from_uplink", hook::slot::NEW_FROM_UPLINK),
+/// What the programs of a layout tail-call, and its slot: what is called before what calls it, so that a new program finds whatever it needs.
+const CALLED: [(&str, u32); 7] = [
     ("reject", hook::slot::REJECT),
     ("icmp_error", hook::slot::ICMP_ERROR),
     ("extension", hook::slot::EXTENSION),
     ("fragment", hook::slot::FRAGMENT),
+    ("new_from_pod", hook::slot::NEW_FROM_POD),
+    ("new_to_pod", hook::slot::NEW_TO_POD),
+    ("new_from_uplink", hook::slot::NEW_FROM_UPLINK),
 ];
-/// The hooks' programs, and their slots.
+/// The hooks' programs, and their numbers: the gate has them.
 const HOOKS: [(&str, u32); 3] = [
     ("from_pod", hook::FROM_POD),
     ("to_pod", hook::TO_POD),
@@ -59,7 +59,7 @@ impl Programs {
     /// # Errors
     /// The kernel refused a slot. Those of this layout that stand before it are new already, which is harmless within one.
     pub fn install(&mut self) -> Result<(), LoadError> {
-        for (name, slot) in RARE.into_iter().chain(HOOKS) {
+        for (name, slot) in CALLED {
             let fd = fd(name, classifier(&self.ebpf, name)?.fd())?;
             self.slots
                 .set(slot, fd, 0)
@@ -94,7 +94,7 @@ impl Programs {
     ) -> Result<Vec<(&'static str, u32, &'static str, BorrowedFd<'_>)>, LoadError> {
         let side = self.gate.word()?.side();
         let mut slots = Vec::new();
-        for (name, slot) in RARE.into_iter().chain(HOOKS) {
+        for (name, slot) in CALLED {
             let fd = fd(name, self.classifier(name)?.fd())?.as_fd();
             slots.push(("programs", slot, name, fd));
         }

@@ -20,6 +20,7 @@ use agent_common::{
     SetWord, address_kind, limits, pod_flag, set_flag,
 };
 
+use super::holders::Holders;
 use super::said::{Said, all_said, named, pass_the_same, said};
 use super::{Dirty, Planner};
 use crate::datapath::Contents;
@@ -45,6 +46,7 @@ struct Move {
 struct Stage<'a> {
     planner: &'a Planner,
     dirty: &'a Dirty,
+    holders: Holders,
     turns: Turns,
     /// Pods of these that wait.
     waiting: BTreeSet<u32>,
@@ -84,6 +86,7 @@ pub(super) fn overlay(planner: &Planner, dirty: &Dirty) -> Option<Delta> {
         .filter_map(|(old, _)| *old)
         .collect();
     let mut stage = Stage {
+        holders: Holders::new(planner, dirty),
         waiting: waiting(&turns, &left),
         left,
         turns,
@@ -271,32 +274,14 @@ impl Stage<'_> {
     /// Whether an identity's word says something else before pods turn, so that who leaves it must leave before.
     fn rewritten(&self, identity: u32) -> bool {
         self.dirty.groups.contains(&identity)
-            && self
-                .planner
-                .desired
-                .groups
-                .get(&identity)
-                .is_some_and(|after| self.maps().group(identity) != after.group)
+            && (self.planner.desired.groups.contains_key(&identity)
+                || self.holders.remain(&self.planner.mirror, identity))
+            && self.maps().group(identity) != self.planner.desired.group(identity)
     }
 
     fn words(&mut self) {
-        let (maps, desired) = (self.maps(), &self.planner.desired);
-        let mut leaving: BTreeMap<u32, usize> = BTreeMap::new();
-        for key in &self.dirty.addresses {
-            let (now, then) = (maps.addresses.get(key), desired.addresses.get(key));
-            if let Some(now) = now.filter(|now| then.map(|e| e.identity) != Some(now.identity)) {
-                *leaving.entry(now.identity).or_default() += 1;
-            }
-        }
-        for key in &self.dirty.prefixes {
-            let (now, then) = (maps.prefixes.get(key), desired.prefixes.get(key));
-            if let Some(now) = now.filter(|now| then.map(|e| e.identity) != Some(now.identity)) {
-                *leaving.entry(now.identity).or_default() += 1;
-            }
-        }
         for identity in &self.dirty.groups {
-            let left = leaving.get(identity).copied().unwrap_or(0);
-            if self.planner.mirror.holders(*identity) <= left {
+            if !self.holders.stay(&self.planner.mirror, *identity) {
                 continue;
             }
             let groups = (
@@ -306,7 +291,7 @@ impl Stage<'_> {
             let moves = Move {
                 groups,
                 slot: None,
-                late: !self.planner.desired.groups.contains_key(identity),
+                late: false,
             };
             if self.shows(&moves) {
                 let group = self.group(groups.0, groups.1);

@@ -103,14 +103,15 @@ pub struct Arrays {
 }
 
 impl Arrays {
-    /// Empties a slot; a hook's also in the gate.
+    /// Empties a slot; a hook's in the gate.
     ///
     /// # Errors
     /// It was empty.
     pub fn clear(&mut self, slot: u32) -> Result<()> {
-        self.programs.clear_index(&slot)?;
         if slot < hook::HOOKS {
             self.gate.clear_index(&gate::slot(0, slot))?;
+        } else {
+            self.programs.clear_index(&slot)?;
         }
         Ok(())
     }
@@ -149,9 +150,10 @@ pub fn fill(ebpf: &Ebpf, arrays: &mut Arrays) -> Result<()> {
             .program(name)
             .with_context(|| format!("no program `{name}` in the object"))?;
         let program: &SchedClassifier = program.try_into()?;
-        arrays.programs.set(*slot, program.fd()?, 0)?;
         if *slot < hook::HOOKS {
             arrays.gate.set(gate::slot(0, *slot), program.fd()?, 0)?;
+        } else {
+            arrays.programs.set(*slot, program.fd()?, 0)?;
         }
     }
     Ok(())

@@ -25,8 +25,9 @@ fn seen(node: &Node) -> Vec<String> {
             for interface in nix::net::if_::if_nameindex().unwrap().iter() {
                 let name = interface.name().to_str().unwrap();
                 for side in [TcAttachType::Ingress, TcAttachType::Egress] {
-                    let (_, programs) = SchedClassifier::query_tcx(name, side).unwrap();
-                    for program in programs {
+                    // A kernel without tcx has nothing to ask for.
+                    let query = SchedClassifier::query_tcx(name, side);
+                    for program in query.map(|(_, programs)| programs).unwrap_or_default() {
                         stubs.push(format!(
                             "{name} {side:?} {} {}",
                             program.name_as_str().unwrap(),

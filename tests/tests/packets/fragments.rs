@@ -442,4 +442,17 @@ rows! {
             w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::Fragment);
         }
     }
+
+    // Nothing is on the gate's other side here, so what is left to it is dropped, visibly.
+    BOTH while_flows_move_a_fragment_that_follows_nothing_here_is_left_to_the_other_layout(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        w.moving(limits::LAYOUT);
+        let parts = large(Packet::udp(a.at(40000), b.at(53)));
+        w.from_pod(&a, &parts[1]).dropped_untold(hook::FROM_POD, Reason::RewriteFailed);
+        w.to_pod(&b, Via::Uplink, &parts[1]).dropped_untold(hook::TO_POD, Reason::RewriteFailed);
+        w.from_uplink(&parts[1]).dropped_untold(hook::FROM_UPLINK, Reason::RewriteFailed);
+        // A connection that began here has its fragments here.
+        w.from_pod(&a, &Packet::syn(a.at(40000), b.at(80))).delivered_to(&b);
+        delivered(w, &a, &b, Packet::tcp(a.at(40000), b.at(80), tcp::PSH | tcp::ACK));
+    }
 }

@@ -15,6 +15,10 @@ use crate::test::{Outcome, gist, runner};
 const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
 const AT_A_TIME: usize = 2;
+/// The property that takes minutes, and how many cases of it run with nothing removed: enough to say that the build with switches works. The
+/// unit tier has run them all.
+const LONG: &str = "plan::tests::crash::";
+const CONTROL: (&str, &str) = ("SLUICE_CASES", "1");
 
 /// One run of a mutant's test.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +142,10 @@ impl Run {
             least: 1,
         };
         let choice = if self.removed { name } else { "" };
-        let environment = [BUILD, (CHOICE, choice)];
+        let mut environment = vec![BUILD, (CHOICE, choice)];
+        if !self.removed && test.starts_with(LONG) {
+            environment.push(CONTROL);
+        }
         let (outcome, lines) = runner::silently(&tier, &[test, "--exact"], &environment);
         *printed = lines;
         judge(&outcome, test, self.removed)

@@ -10,7 +10,7 @@ use super::super::conntrack::partner;
 use super::super::pins::Pins;
 use super::super::sys;
 use super::old::OldMap;
-use super::{MigrateError, OldMaps};
+use super::{MigrateError, OldMaps, meaning};
 
 /// What was copied, in entries.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -66,6 +66,7 @@ pub(in super::super) fn move_flows(old: &OldMaps, pins: &Pins) -> Result<Moved, 
     for table in &both {
         let answered = table.name() == "conntrack";
         table.for_each(Tuple::default(), Flow::NONE, |key, flow| {
+            let flow = meaning::flow(table.layout(), &key, flow);
             moved.flows += new.take(&both, answered, &key, &flow)?;
             Ok(())
         })?;
@@ -136,7 +137,9 @@ impl Tables {
         let mut other = None;
         for table in old {
             if other.is_none() {
-                other = table.lookup(&other_key, Flow::NONE)?;
+                other = table
+                    .lookup(&other_key, Flow::NONE)?
+                    .map(|flow| meaning::flow(table.layout(), &other_key, flow));
             }
         }
         if flow.flags & flow_flag::REPLY != 0 && other.is_some() {

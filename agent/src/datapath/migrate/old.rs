@@ -145,6 +145,11 @@ impl OldMap {
         self.name
     }
 
+    /// The layout that it is of.
+    pub(super) const fn layout(&self) -> u32 {
+        self.layout
+    }
+
     /// An error about this map.
     pub(super) const fn failed(&self, source: io::Error) -> MigrateError {
         MigrateError::Map {

@@ -8,6 +8,7 @@
 //!   and ports, what it did before or what it does after.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use super::answers::{Answers, End, Questions, set_of};
 use super::policy::History;
@@ -101,10 +102,13 @@ fn look(
         let (write, maps) = (states[at].0.unwrap(), &states[at].1);
         questions.follow(&mut found, maps, &write);
         if let Some(torn) = transition.torn(&found, maps) {
+            let mut writes = String::new();
+            for (step, _) in &states[begin + 1..=at] {
+                writeln!(writes, "{step:?}").unwrap();
+            }
             panic!(
-                "seed {}, {what}: after {write:?} {torn}\n{:#?}",
-                history.seed,
-                states[begin + 1..].iter().map(|s| s.0).collect::<Vec<_>>()
+                "seed {}, {what}: after {write:?} {torn}\n{writes}",
+                history.seed
             );
         }
     }

@@ -2,7 +2,7 @@
 
 use agent_common::{Count, Reason, THIS_HOST, address_kind, event_kind, hook, limits, pod_flag};
 
-use super::super::wire::{self, Ends};
+use super::super::wire::Ends;
 use super::flows::{Half, in_pieces, over};
 use super::policy::{Question, has_ports};
 use super::{Arrival, Model, Told};
