@@ -3,6 +3,7 @@
 //! A plan is a list of [`Write`]s, each of which is atomic for a reader: one map element, or one aligned word of an
 //! array. Nothing here decides an order; `plan` does.
 
+mod array;
 pub mod attach;
 pub mod capacity;
 pub mod cgroup;
@@ -17,6 +18,7 @@ mod evictions;
 pub mod faulty;
 mod gate;
 mod grace;
+pub mod heap;
 mod held;
 pub mod host;
 mod kernel;
@@ -33,6 +35,7 @@ pub mod switch;
 mod sys;
 mod words;
 
+pub use array::Array;
 pub use kernel::KernelDatapath;
 pub use migrate::{MigrateError, Moved};
 
@@ -91,9 +94,9 @@ pub enum Write {
 #[derive(Clone, Default, Debug)]
 pub struct Contents {
     /// `backends`.
-    pub backends: std::collections::BTreeMap<u32, Backend>,
+    pub backends: Array<Backend>,
     /// `slots`.
-    pub slots: std::collections::BTreeMap<u32, Slot>,
+    pub slots: Array<Slot>,
     /// `heads`.
     pub heads: std::collections::BTreeMap<u32, Head>,
     /// `services`.

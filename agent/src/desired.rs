@@ -11,7 +11,7 @@ use agent_common::{
 };
 
 use crate::datapath::Bits;
-use crate::model::{Direction, Family, ObjectKey, Protocol, Text};
+use crate::model::{Direction, Family, ObjectKey, Protocol, Sorted, Text};
 
 /// Identities from here on are the plan's own, for peers that pass through a stage (`plan/stage.rs`): as many different moves as a
 /// plan can hold apart.
@@ -59,12 +59,15 @@ pub struct BackendSpec {
     pub chosen: bool,
 }
 
-/// A pool.
+/// A pool. A clone is the same backends, not a copy of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Pool {
     /// Backends by address and port.
-    pub backends: BTreeMap<(IpAddr, u16), BackendSpec>,
+    pub backends: Sorted<(IpAddr, u16), BackendSpec>,
 }
+
+/// A backend as compile and the plan hold it, together: there are 250,000 of them.
+const _: () = assert!(size_of::<((IpAddr, u16), BackendSpec)>() <= 24);
 
 /// What a service address leads to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -137,6 +140,13 @@ fn merge<K: Ord + Clone, V: Clone>(into: &mut BTreeMap<K, V>, from: &BTreeMap<K,
     }
 }
 
+fn whole<K: Ord, V>(delta: BTreeMap<K, Option<V>>) -> BTreeMap<K, V> {
+    let entries = delta.into_iter();
+    entries
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect()
+}
+
 fn values<K: Ord + Clone, V: Clone>(
     of: &BTreeMap<K, V>,
     keys: &BTreeMap<K, Option<V>>,
@@ -144,6 +154,22 @@ fn values<K: Ord + Clone, V: Clone>(
     keys.keys()
         .map(|key| (key.clone(), of.get(key).cloned()))
         .collect()
+}
+
+/// What the first delta comes to, which is the whole. Made at once, so that its trees are full: one that grows in order is half empty.
+impl From<Delta> for Desired {
+    fn from(delta: Delta) -> Self {
+        Self {
+            frontends: whole(delta.frontends),
+            pools: whole(delta.pools),
+            addresses: whole(delta.addresses),
+            prefixes: whole(delta.prefixes),
+            groups: whole(delta.groups),
+            rules: whole(delta.rules),
+            pods: whole(delta.pods),
+            links: whole(delta.links),
+        }
+    }
 }
 
 impl Desired {

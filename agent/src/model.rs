@@ -4,21 +4,27 @@
 //! selectors parse, CIDRs have no host bits, ports are not zero, ranges are not empty.
 
 mod cluster;
+mod few;
 mod node;
 mod pod;
 mod policy;
 mod selector;
 mod service;
+mod shared;
+mod sorted;
 mod text;
 
 pub use cluster::{Change, Cluster, Object, ObjectId};
+pub use few::Few;
 pub use node::{Namespace, Node};
 pub use pod::{NamedPort, Pod, PodPhase};
 pub use policy::{Direction, IpBlock, NetworkPolicy, Peer, PolicyRule, PortMatch, PortSpec};
 pub use selector::{Operator, Requirement, Selector};
 pub use service::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Protocol, Service, ServicePort, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Family, Placement, Protocol, Service, ServicePort,
+    TrafficPolicy,
 };
+pub use sorted::Sorted;
 pub use text::{Labels, ObjectKey, Text, intern};
 
 /// The kinds of objects that the model holds.

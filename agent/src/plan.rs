@@ -24,6 +24,7 @@ mod unmoved;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use agent_common::{Address, Prefix, RuleKey, ServiceKey, limits};
 
@@ -90,8 +91,8 @@ pub struct Transaction {
     pub item: Item,
     /// It is skipped where one of these failed in this plan; for [`Item::Peers`] only where its sets tell apart who did not move.
     pub needs: Vec<Item>,
-    /// The writes.
-    pub writes: Vec<Write>,
+    /// The writes: their places in the plan's list.
+    pub writes: Range<usize>,
 }
 
 /// A plan.
@@ -105,6 +106,9 @@ pub struct Plan {
     pub grace: bool,
     /// After it.
     pub collect: Vec<Transaction>,
+    /// The writes of all of them. One list, which goes as it came: those of a start are large, and lists by the ten thousand would leave
+    /// holes behind between all that stays.
+    list: Vec<Write>,
     changes: BTreeMap<PoolKey, Change>,
     leftovers: Garbage,
     refused: BTreeMap<Item, Problem>,
@@ -123,7 +127,7 @@ impl Plan {
     /// Every write, in order.
     pub fn writes(&self) -> impl Iterator<Item = &Write> {
         let transactions = self.transactions.iter().chain(&self.collect);
-        transactions.flat_map(|t| &t.writes)
+        transactions.flat_map(|t| &self.list[t.writes.clone()])
     }
 }
 
@@ -203,7 +207,7 @@ impl Planner {
     /// plan leads from there to `desired`, removes what nobody points to, and raises every pod's epoch.
     ///
     /// `desired` must be complete: whatever is not in it goes.
-    pub fn restore(contents: Contents, desired: &Desired) -> (Self, Plan) {
+    pub fn restore(contents: Contents, desired: Desired) -> (Self, Plan) {
         Self::restore_sized(contents, desired, Sizes::default())
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compile::{Compiled, Compiler, RuleName};
 use crate::datapath::drift::Repair;
-use crate::datapath::{Contents, Datapath, DatapathError};
+use crate::datapath::{Contents, Datapath, DatapathError, heap};
 use crate::desired::{Delta, Desired};
 use crate::local::Local;
 use crate::model::{Change, Cluster, Kind, Text};
@@ -89,6 +89,8 @@ const GO_ON: u32 = 3;
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Events taken in before an apply: a source that never pauses must not hold the datapath back.
 const BATCH: usize = 4_096;
+/// An apply of so many writes takes a second, and leaves memory behind that nothing uses for long: giving it back takes some milliseconds.
+const LARGE: u64 = 100_000;
 /// Requests that may wait for the loop.
 const REQUESTS: usize = 16;
 
@@ -310,9 +312,8 @@ impl Reconciler {
                 (planner, applied)
             }
             (None, contents) => {
-                let mut desired = Desired::default();
-                desired.merge(&delta);
-                let (mut planner, plan) = Planner::restore(contents.unwrap_or_default(), &desired);
+                let desired = Desired::from(delta);
+                let (mut planner, plan) = Planner::restore(contents.unwrap_or_default(), desired);
                 let applied = apply(&mut planner, plan, datapath);
                 (self.planner.insert(planner), applied)
             }
@@ -355,7 +356,11 @@ impl Reconciler {
         self.dirty_snapshot = true;
         // What did not go through is tried again first: until then something may still point to what is to be removed.
         if self.compiled.unfinished && self.retry.is_none() {
-            return self.reconcile(false);
+            self.reconcile(false)?;
+        }
+        if first || applied.writes >= LARGE {
+            drop(changes);
+            heap::give_back();
         }
         Ok(())
     }

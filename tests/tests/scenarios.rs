@@ -171,7 +171,8 @@ fn a_service_of_70_000_endpoints_is_served_whole_and_goes_whole() {
         assert_eq!((counts, held.services.len()), (vec![MANY], 1));
         let first = held.heads.values().next().unwrap().first;
         let served: std::collections::BTreeSet<_> = (first..first + MANY)
-            .map(|at| held.backends[&held.slots[&at].backend].address)
+            .map(|at| held.slots.get(&at).unwrap().backend)
+            .map(|number| held.backends.get(&number).unwrap().address)
             .collect();
         assert_eq!(served.len(), MANY as usize);
         // One endpoint less is a few words, not a pool anew.

@@ -270,6 +270,11 @@ const MUTANTS: &[Mutant] = &[
         "plan::tests::services::every_write_leaves_the_old_answer_or_the_new",
     ),
     unit(
+        "pool-twice",
+        "agent/src/compile/services.rs: what is compiled again and is the same stays the array that the plan holds",
+        "compile::services::tests::what_is_compiled_again_and_is_the_same_is_not_held_twice",
+    ),
+    unit(
         "port-at-restart",
         "agent/src/plan/restore.rs: a service's pool that is found again at a start although the service's port is another",
         "plan::tests::moved::a_service_that_changes_its_port_between_two_agents_keeps_its_backends",

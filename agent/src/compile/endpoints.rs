@@ -32,7 +32,7 @@ pub struct Sets {
 impl Place {
     /// Whether an endpoint is on this node.
     pub fn has(&self, endpoint: &Endpoint) -> bool {
-        endpoint.node.as_ref() == Some(&self.node)
+        endpoint.placement.node.as_ref() == Some(&self.node)
     }
 }
 
@@ -103,12 +103,12 @@ impl Hint {
                     .all(|e| names(e).is_some_and(|n| !n.is_empty()))
                 && ready.any(|e| names(e).is_some_and(|n| n.contains(here)))
         };
-        if usable(|e| e.hint_nodes.as_ref(), &place.node) {
+        if usable(|e| e.placement.hint_nodes.as_ref(), &place.node) {
             Self::Nodes
         } else if place
             .zone
             .as_ref()
-            .is_some_and(|zone| usable(|e| e.hint_zones.as_ref(), zone))
+            .is_some_and(|zone| usable(|e| e.placement.hint_zones.as_ref(), zone))
         {
             Self::Zones
         } else {
@@ -121,8 +121,8 @@ impl Hint {
             list.as_ref().is_some_and(|names| names.contains(here))
         };
         match (self, &place.zone) {
-            (Self::Nodes, _) => names(&endpoint.hint_nodes, &place.node),
-            (Self::Zones, Some(zone)) => names(&endpoint.hint_zones, zone),
+            (Self::Nodes, _) => names(&endpoint.placement.hint_nodes, &place.node),
+            (Self::Zones, Some(zone)) => names(&endpoint.placement.hint_zones, zone),
             _ => true,
         }
     }
@@ -168,8 +168,10 @@ pub fn pool(endpoints: &Endpoints<'_>, sets: &Sets, set: EndpointSet, place: &Pl
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::intern;
+    use crate::model::{Placement, intern};
 
     fn endpoint(last: u8, conditions: &str) -> Endpoint {
         Endpoint {
@@ -177,20 +179,22 @@ mod tests {
             ready: conditions.contains('r'),
             serving: conditions.contains('s'),
             terminating: conditions.contains('t'),
-            node: conditions.contains('l').then(|| intern("here")),
-            zone: None,
-            hint_zones: None,
-            hint_nodes: None,
+            placement: Arc::new(Placement {
+                node: conditions.contains('l').then(|| intern("here")),
+                ..Placement::default()
+            }),
         }
     }
 
     fn zones(mut e: Endpoint, names: &[&str]) -> Endpoint {
-        e.hint_zones = Some(names.iter().map(|n| intern(n)).collect());
+        Arc::make_mut(&mut e.placement).hint_zones =
+            Some(names.iter().map(|n| intern(n)).collect());
         e
     }
 
     fn nodes(mut e: Endpoint, names: &[&str]) -> Endpoint {
-        e.hint_nodes = Some(names.iter().map(|n| intern(n)).collect());
+        Arc::make_mut(&mut e.placement).hint_nodes =
+            Some(names.iter().map(|n| intern(n)).collect());
         e
     }
 

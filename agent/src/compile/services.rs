@@ -7,7 +7,8 @@ use agent_common::{Address, ServiceKey, service_flag};
 use super::endpoints::{self, Place};
 use crate::desired::{Delta, EndpointSet, Frontend, Pool, PoolKey};
 use crate::model::{
-    Change, Cluster, Family, Kind, Object, ObjectKey, Service, ServicePort, Text, TrafficPolicy,
+    Change, Cluster, Family, Few, Kind, Object, ObjectKey, Service, ServicePort, Sorted, Text,
+    TrafficPolicy,
 };
 use crate::problem::Problem;
 
@@ -18,11 +19,11 @@ pub struct ServiceOptions {
     pub node_name: Text,
 }
 
-/// What one service compiles to.
+/// What one service compiles to. There are ten thousand of these, of one frontend and one pool each.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Output {
-    frontends: BTreeMap<ServiceKey, Frontend>,
-    pools: BTreeMap<PoolKey, Pool>,
+    frontends: Sorted<ServiceKey, Frontend>,
+    pools: Sorted<PoolKey, Pool>,
     problems: Vec<Problem>,
 }
 
@@ -31,7 +32,7 @@ struct Output {
 pub struct Services {
     outputs: BTreeMap<ObjectKey, Output>,
     /// Who claims a frontend: the first key has it, the others are problems.
-    claims: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
+    claims: BTreeMap<ServiceKey, Few<ObjectKey>>,
     /// Frontends that more than one claims.
     contended: BTreeSet<ServiceKey>,
     /// Services whose output has problems.
@@ -143,7 +144,7 @@ impl Services {
     fn replace(
         &mut self,
         key: ObjectKey,
-        after: Output,
+        mut after: Output,
         delta: &mut Delta,
         touched: &mut BTreeSet<ServiceKey>,
     ) {
@@ -153,11 +154,16 @@ impl Services {
                 delta.pools.insert(pool.clone(), None);
             }
         }
-        for (name, pool) in &after.pools {
-            if before.pools.get(name) != Some(pool) {
+        let pools = after.pools.iter().map(|(name, pool)| {
+            let same = before.pools.get(name).filter(|now| *now == pool);
+            if same.is_none() {
                 delta.pools.insert(name.clone(), Some(pool.clone()));
             }
-        }
+            // What did not change stays the array that the plan holds, too.
+            let kept = same.filter(|_| !crate::mutant::removed("pool-twice"));
+            (name.clone(), kept.unwrap_or(pool).clone())
+        });
+        after.pools = pools.collect();
         for (frontend, value) in &before.frontends {
             match after.frontends.get(frontend) {
                 Some(now) if now == value => {}
@@ -194,25 +200,37 @@ impl Services {
 }
 
 fn compile(cluster: &Cluster, service: &Service, place: &Place) -> Output {
-    let mut output = Output::default();
+    let (mut frontends, mut pools, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     let families: BTreeSet<Family> = service.cluster_ips.iter().map(Family::of).collect();
     for port in &service.ports {
         for &family in &families {
-            compile_port(cluster, service, port, family, place, &mut output);
+            let (name, pool, flags) = compile_port(cluster, service, port, family, place);
+            let own = service.cluster_ips.iter();
+            frontends.extend(own.filter(|ip| Family::of(ip) == family).map(|ip| {
+                let address = Address::from(*ip);
+                let key = ServiceKey::new(address, port.port.to_be(), port.protocol.number());
+                let pool = name.clone();
+                (key, Frontend { pool, flags })
+            }));
+            pools.push((name, pool));
         }
-        unnamed_port(cluster, service, port, &mut output.problems);
+        unnamed_port(cluster, service, port, &mut problems);
     }
-    output
+    Output {
+        frontends: frontends.into_iter().collect(),
+        pools: pools.into_iter().collect(),
+        problems,
+    }
 }
 
+/// The pool of a port, and the flags of the frontends that lead to it.
 fn compile_port(
     cluster: &Cluster,
     service: &Service,
     port: &ServicePort,
     family: Family,
     place: &Place,
-    output: &mut Output,
-) {
+) -> (PoolKey, Pool, u16) {
     let slices = slices(cluster, &service.key);
     let found = endpoints::gather(slices, family, &port.name, port.protocol, place);
     let sets = endpoints::choose(&found, place);
@@ -221,27 +239,14 @@ fn compile_port(
         TrafficPolicy::Local if sets.cluster.is_empty() => (EndpointSet::Local, 0),
         TrafficPolicy::Local => (EndpointSet::Local, service_flag::DROP_WHEN_EMPTY),
     };
-    let pool = PoolKey {
+    let name = PoolKey {
         service: service.key.clone(),
         port: port.name.clone(),
         protocol: port.protocol,
         family,
         set,
     };
-    output
-        .pools
-        .insert(pool.clone(), endpoints::pool(&found, &sets, set, place));
-    for ip in &service.cluster_ips {
-        if Family::of(ip) == family {
-            let key = ServiceKey::new(
-                Address::from(*ip),
-                port.port.to_be(),
-                port.protocol.number(),
-            );
-            let pool = pool.clone();
-            output.frontends.insert(key, Frontend { pool, flags });
-        }
-    }
+    (name, endpoints::pool(&found, &sets, set, place), flags)
 }
 
 fn slices<'a>(

@@ -171,13 +171,13 @@ impl Contents {
     /// Does what a write does. Elements of arrays that become all zero are left out.
     pub fn apply(&mut self, write: &Write) {
         match *write {
-            Write::Backend(number, backend) => put_word(&mut self.backends, number, backend),
+            Write::Backend(number, backend) => self.backends.insert(number, backend),
             Write::BackendWord(number, word) => {
                 let mut backend = self.backends.get(&number).copied().unwrap_or_default();
                 backend.word = word;
-                put_word(&mut self.backends, number, backend);
+                self.backends.insert(number, backend);
             }
-            Write::Slot(index, slot) => put_word(&mut self.slots, index, slot),
+            Write::Slot(index, slot) => self.slots.insert(index, slot),
             Write::Head(pool, head) => put_word(&mut self.heads, pool, head),
             Write::Service(key, entry) => put(&mut self.services, key, entry),
             Write::Address(key, entry) => put(&mut self.addresses, key, entry),

@@ -112,6 +112,18 @@ impl Contents {
                     .collect()
             };
         }
+        macro_rules! of_array {
+            ($map:ident, $kind:ident) => {
+                self.$map
+                    .range((
+                        key!(after, $kind).map_or(Bound::Unbounded, Bound::Excluded),
+                        Bound::Unbounded,
+                    ))
+                    .take(count)
+                    .map(|(index, value)| Write::$kind(index, *value))
+                    .collect()
+            };
+        }
         let elements: Vec<Write> = match table {
             Table::Links => of!(links, Link, |v: &_| Some(*v)),
             Table::Pods => of!(pods, Pod, |v: &_| *v),
@@ -121,8 +133,8 @@ impl Contents {
             Table::Rules => of!(rules, Rule, |v: &_| Some(*v)),
             Table::Services => of!(services, Service, |v: &_| Some(*v)),
             Table::Heads => of!(heads, Head, |v: &_| *v),
-            Table::Slots => of!(slots, Slot, |v: &_| *v),
-            Table::Backends => of!(backends, Backend, |v: &_| *v),
+            Table::Slots => of_array!(slots, Slot),
+            Table::Backends => of_array!(backends, Backend),
         };
         let last = elements.last().copied().filter(|_| elements.len() == count);
         Piece { elements, last }

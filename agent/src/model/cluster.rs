@@ -1,10 +1,12 @@
 //! Everything that the sources have told, by key, with the few indexes that keep work per change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{EndpointSlice, Kind, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Service, Text};
+use super::{
+    EndpointSlice, Few, Kind, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Service, Text,
+};
 
 /// An object of any kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,20 +103,20 @@ pub struct Cluster {
     /// By namespace and name.
     pub policies: BTreeMap<ObjectKey, Arc<NetworkPolicy>>,
     /// Slices of a service.
-    pub slices_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    pub slices_of: BTreeMap<ObjectKey, Few<ObjectKey>>,
     /// Pods that claim an address, finished and host-network ones too.
-    pub pods_at: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
+    pub pods_at: BTreeMap<IpAddr, Few<ObjectKey>>,
     /// Nodes that claim an address.
-    pub nodes_at: BTreeMap<IpAddr, BTreeSet<Text>>,
+    pub nodes_at: BTreeMap<IpAddr, Few<Text>>,
     /// Services that claim an address, as ClusterIP, external IP or load-balancer address.
-    pub services_at: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
+    pub services_at: BTreeMap<IpAddr, Few<ObjectKey>>,
 }
 
-fn link<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: K, value: V) {
+fn link<K: Ord, V: Ord>(index: &mut BTreeMap<K, Few<V>>, key: K, value: V) {
     index.entry(key).or_default().insert(value);
 }
 
-fn unlink<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+fn unlink<K: Ord, V: Ord>(index: &mut BTreeMap<K, Few<V>>, key: &K, value: &V) {
     if let Some(set) = index.get_mut(key) {
         set.remove(value);
         if set.is_empty() {

@@ -1,9 +1,11 @@
 //! Services and their endpoints.
 
 use std::net::IpAddr;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use agent_common::protocol;
 
+use super::shared::Shared;
 use super::{ObjectKey, Text};
 
 /// Transport protocol of a port.
@@ -115,6 +117,13 @@ pub struct Endpoint {
     pub serving: bool,
     /// `conditions.terminating`, false where absent.
     pub terminating: bool,
+    /// Where it is, and for whom.
+    pub placement: Arc<Placement>,
+}
+
+/// Where endpoints are and for whom: what all those of a node have in common.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Placement {
     /// `nodeName`.
     pub node: Option<Text>,
     /// `zone`.
@@ -123,6 +132,19 @@ pub struct Endpoint {
     pub hint_zones: Option<Vec<Text>>,
     /// `hints.forNodes`; None where there is no such hint.
     pub hint_nodes: Option<Vec<Text>>,
+}
+
+/// There are 250,000 of them, and nothing else of the model is there so often.
+const _: () = assert!(size_of::<Endpoint>() <= 32);
+
+static PLACEMENTS: LazyLock<Mutex<Shared<Placement>>> = LazyLock::new(Mutex::default);
+
+impl Placement {
+    /// The shared copy: there are many more endpoints than nodes.
+    pub fn shared(&self) -> Arc<Self> {
+        let mut all = PLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(self, |new| Arc::new(new.clone()))
+    }
 }
 
 /// One port of a slice; ports without a number are not in the model.

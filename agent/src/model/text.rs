@@ -1,8 +1,10 @@
 //! Names and labels: interned, because clusters repeat them by the ten thousand.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use super::shared::Shared;
 
 /// An interned string: equal texts share one allocation.
 pub type Text = Arc<str>;
@@ -10,26 +12,12 @@ pub type Text = Arc<str>;
 /// Labels of an object, by key.
 pub type Labels = BTreeMap<Text, Text>;
 
-/// The pool: a text that nobody else holds is dropped when the pool next doubles.
-static POOL: Mutex<Option<(HashSet<Text>, usize)>> = Mutex::new(None);
-
-/// Texts in the pool before it is swept for the first time.
-const FIRST_SWEEP: usize = 4_096;
+static TEXTS: LazyLock<Mutex<Shared<str>>> = LazyLock::new(Mutex::default);
 
 /// The shared copy of `s`.
 pub fn intern(s: &str) -> Text {
-    let mut guard = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    let (pool, sweep_at) = guard.get_or_insert_with(|| (HashSet::new(), FIRST_SWEEP));
-    if let Some(text) = pool.get(s) {
-        return Arc::clone(text);
-    }
-    if pool.len() >= *sweep_at {
-        pool.retain(|text| Arc::strong_count(text) > 1);
-        *sweep_at = (pool.len() * 2).max(FIRST_SWEEP);
-    }
-    let text: Text = Arc::from(s);
-    pool.insert(Arc::clone(&text));
-    text
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    texts.get(s, |s| Arc::from(s))
 }
 
 /// Namespace and name of an object; the namespace of a cluster-wide object is empty.

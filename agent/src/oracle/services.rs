@@ -69,7 +69,7 @@ fn endpoints(
     }
     // The best copy of each comes first and stays.
     all.sort_by_key(|(_, e)| {
-        let here = e.node.as_deref() == Some(node);
+        let here = e.placement.node.as_deref() == Some(node);
         (!here, !e.ready, !e.serving, e.terminating)
     });
     let mut seen = BTreeSet::new();
@@ -86,7 +86,7 @@ fn answer(
     let everywhere = usable(hinted(cluster, node, &all), &all);
     let here: Vec<(u16, Endpoint)> = all
         .iter()
-        .filter(|(_, e)| e.node.as_deref() == Some(node))
+        .filter(|(_, e)| e.placement.node.as_deref() == Some(node))
         .cloned()
         .collect();
     let ready_here = here.iter().filter(|(_, e)| e.ready).cloned().collect();
@@ -119,8 +119,8 @@ fn usable(ready: Vec<(u16, Endpoint)>, all: &[(u16, Endpoint)]) -> BTreeSet<(IpA
 fn hinted(cluster: &Cluster, node: &str, all: &[(u16, Endpoint)]) -> Vec<(u16, Endpoint)> {
     let ready: Vec<(u16, Endpoint)> = all.iter().filter(|(_, e)| e.ready).cloned().collect();
     let zone = cluster.nodes.get(node).and_then(|n| n.zone.clone());
-    let node_hints = |e: &Endpoint| e.hint_nodes.clone().unwrap_or_default();
-    let zone_hints = |e: &Endpoint| e.hint_zones.clone().unwrap_or_default();
+    let node_hints = |e: &Endpoint| e.placement.hint_nodes.clone().unwrap_or_default();
+    let zone_hints = |e: &Endpoint| e.placement.hint_zones.clone().unwrap_or_default();
     if ready.iter().all(|(_, e)| !node_hints(e).is_empty()) {
         let mine: Vec<_> = ready
             .iter()

@@ -24,6 +24,7 @@ pub struct Applied {
 pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> Applied {
     let mut run = Run {
         failed: plan.refused.keys().cloned().collect(),
+        list: plan.list,
         overlay: plan.overlay,
         unmoved: Unmoved::Anybody,
         applied: Applied::default(),
@@ -83,6 +84,8 @@ pub fn apply(planner: &mut Planner, plan: Plan, datapath: &mut dyn Datapath) -> 
 struct Run<'a> {
     planner: &'a mut Planner,
     datapath: &'a mut dyn Datapath,
+    /// The plan's writes.
+    list: Vec<Write>,
     failed: BTreeSet<Item>,
     /// What the plan says for a stage.
     overlay: Option<Delta>,
@@ -104,8 +107,9 @@ impl Run<'_> {
             self.fail(transaction);
             return;
         }
-        for write in &transaction.writes {
-            if let Err(error) = self.datapath.write(write) {
+        for at in transaction.writes.clone() {
+            let write = self.list[at];
+            if let Err(error) = self.datapath.write(&write) {
                 let object = self.planner.describe(&transaction.item);
                 let problem = problem(&object, &error);
                 let item = transaction.item.clone();
@@ -113,7 +117,7 @@ impl Run<'_> {
                 self.fail(transaction);
                 return;
             }
-            self.planner.accepted(write);
+            self.planner.accepted(&write);
             self.applied.writes += 1;
             self.applied.freed |= write.deletes();
         }
@@ -139,7 +143,8 @@ impl Run<'_> {
         self.failed.insert(transaction.item.clone());
         match &transaction.item {
             Item::Rules(_) => {
-                let keys = transaction.writes.iter().filter_map(|write| match write {
+                let writes = &self.list[transaction.writes.clone()];
+                let keys = writes.iter().filter_map(|write| match write {
                     Write::Rule(key, _) => Some(*key),
                     _ => None,
                 });

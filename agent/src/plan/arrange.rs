@@ -1,8 +1,7 @@
 //! How a pool's backends stand in its run, and in which order slots are written so that no reader sees a mixture and no
 //! crash loses whose a backend is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::pools::PoolState;
 
@@ -90,18 +89,10 @@ fn place_kept(old: &PoolState, kept: &BTreeSet<u32>, array: &mut Vec<u32>) {
     array.extend(places.into_iter().filter_map(|p| p.or_else(|| rest.next())));
 }
 
-/// Backends of the pool that change their place in a way in which a crash could lose whose they are.
-pub(super) fn moved(
-    old: &PoolState,
-    target: &Target,
-    ids: &BTreeMap<(IpAddr, u16), u32>,
-) -> Vec<u32> {
-    let had: HashSet<u32> = old
-        .ids
-        .iter()
-        .filter(|(endpoint, _)| ids.contains_key(endpoint))
-        .map(|(_, number)| *number)
-        .collect();
+/// Backends of the pool, of those that `stay`, that change their place in a way in which a crash could lose whose they are.
+pub(super) fn moved(old: &PoolState, target: &Target, stay: &HashSet<u32>) -> Vec<u32> {
+    let had = old.ids.iter().copied();
+    let had: HashSet<u32> = had.filter(|number| stay.contains(number)).collect();
     let live: HashSet<u32> = old.array[..old.count].iter().copied().collect();
     target
         .array

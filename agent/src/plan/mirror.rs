@@ -1,13 +1,14 @@
 //! What the kernel accepted, with the indexes that planning needs.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 
 use agent_common::{
     Backend, GroupEntry, Pod, RuleKey, ServiceKey, Verdict, action, backend_state, pod_flag,
 };
 
 use crate::datapath::{Bits, Contents, Write};
+use crate::model::Few;
 
 /// The mirror of the kernel's maps.
 #[derive(Clone, Default, Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Mirror {
     /// Slots of pods in use.
     pub(super) plugged: usize,
     /// Frontends by pool number.
-    frontends: BTreeMap<u32, BTreeSet<ServiceKey>>,
+    frontends: BTreeMap<u32, Few<ServiceKey>>,
 }
 
 const fn alive(backend: &Backend) -> bool {

@@ -13,6 +13,7 @@ use super::runs::{Run, Runs};
 use super::{Sizes, arrange};
 use crate::datapath::{Contents, Write};
 use crate::desired::{BackendSpec, Pool, PoolKey};
+use crate::model::Sorted;
 use crate::problem::Limit;
 
 /// A pool's place.
@@ -23,11 +24,20 @@ pub(super) struct PoolState {
     /// Its run; none while it holds nothing.
     pub(super) run: Option<Run>,
     /// What stands in the run, up to the first zero.
-    pub(super) array: Vec<u32>,
+    pub(super) array: Box<[u32]>,
     /// How many of them are live.
     pub(super) count: usize,
-    /// Its backends. A number in `array` that is not here is not (or no longer) the pool's.
-    pub(super) ids: BTreeMap<(IpAddr, u16), u32>,
+    /// Its backends, by address and port, which the mirror knows of each. A number in `array` that is not here is not (or no longer) the
+    /// pool's.
+    pub(super) ids: Box<[u32]>,
+}
+
+/// Backends of a pool by address and port.
+pub(super) type Ids = BTreeMap<(IpAddr, u16), u32>;
+
+/// The numbers of backends, by address and port.
+pub(super) fn numbers(ids: &Ids) -> Box<[u32]> {
+    ids.values().copied().collect()
 }
 
 /// Numbers and runs that nobody points to, or soon nobody will.
@@ -126,11 +136,11 @@ impl Pools {
             if mirror.heads.contains_key(&state.number) {
                 collect.push(Write::Head(state.number, Head::default()));
             }
-            for number in state.ids.values() {
+            for number in &state.ids {
                 collect.extend(gone(mirror, *number));
             }
             released = Garbage {
-                backends: state.ids.values().copied().collect(),
+                backends: state.ids.to_vec(),
                 runs: state.run.into_iter().collect(),
                 heads: vec![state.number],
             };
@@ -185,14 +195,18 @@ impl Pools {
                 }
             }
         };
-        let (mut prepare, mut publish) = (Vec::new(), Vec::new());
-        let mut collect = Vec::new();
+        // A backend and its slot, of each that comes.
+        let come = pool.backends.len().saturating_sub(old.ids.len());
+        let mut prepare = Vec::with_capacity(2 * come);
+        let (mut publish, mut collect) = (Vec::new(), Vec::new());
         let live_before: HashSet<u32> = old.array[..old.count].iter().copied().collect();
-        let mut ids = BTreeMap::new();
+        let endpoint_of = |number: &u32| Some((endpoint(mirror, *number)?, *number));
+        let known: Sorted<(IpAddr, u16), u32> = old.ids.iter().filter_map(endpoint_of).collect();
+        let mut ids = Vec::with_capacity(pool.backends.len());
         let (mut chosen, mut kept) = (Vec::new(), BTreeSet::new());
         let mut words_after = Vec::new();
         for (endpoint, spec) in &pool.backends {
-            let number = match old.ids.get(endpoint) {
+            let number = match known.get(endpoint) {
                 Some(&number) => {
                     let now = mirror.backends.get(&number).copied().unwrap_or_default();
                     let word = word(now.word.generation, endpoint.1, spec);
@@ -220,7 +234,7 @@ impl Pools {
                 }
                 None => continue,
             };
-            ids.insert(*endpoint, number);
+            ids.push(number);
             if spec.chosen {
                 chosen.push(number);
             } else {
@@ -229,20 +243,19 @@ impl Pools {
         }
         let mut released = Garbage::default();
         let mut ended = Vec::new();
-        for (endpoint, number) in &old.ids {
-            if !ids.contains_key(endpoint) {
-                released.backends.push(*number);
-                ended.extend(gone(mirror, *number));
-            }
+        let stay: HashSet<u32> = ids.iter().copied().collect();
+        for number in old.ids.iter().filter(|number| !stay.contains(number)) {
+            released.backends.push(*number);
+            ended.extend(gone(mirror, *number));
         }
         let target = arrange::target(&old, &chosen, &kept);
         let length = target.array.len();
-        let moved = arrange::moved(&old, &target, &ids);
+        let moved = arrange::moved(&old, &target, &stay);
         let room = old.run.map_or(0, Run::length);
         let fits = target.in_place && old.array.len().max(length) + moved.len() <= room as usize;
         let wasteful = room > SHRINK_ABOVE
             && room / SHRINK_FACTOR >= 1 << Run::order_for(length + 1)
-            && target.array != old.array;
+            && *target.array != *old.array;
         let run = if length == 0 {
             None
         } else if fits && !wasteful {
@@ -280,9 +293,9 @@ impl Pools {
         let after = PoolState {
             number: old.number,
             run,
-            array: target.array,
+            array: target.array.into(),
             count: target.count,
-            ids,
+            ids: ids.into(),
         };
         Ok(Change {
             after: Some(after),
@@ -308,7 +321,7 @@ impl Pools {
         let mut runs: BTreeSet<Run> = change.taken.runs.iter().copied().collect();
         runs.extend(old.run);
         let mut numbers: BTreeSet<u32> = change.taken.backends.iter().copied().collect();
-        numbers.extend(old.ids.values());
+        numbers.extend(&old.ids);
         let head = mirror.heads.get(&number).copied().unwrap_or_default();
         let run = runs
             .iter()
@@ -320,17 +333,18 @@ impl Pools {
         old.number = number;
         old.run = run;
         old.count = 0;
-        old.array.clear();
-        old.ids.clear();
+        old.array = Box::default();
+        let mut ids = Ids::new();
         if let Some(run) = run {
-            old.array = read_run(mirror, run.first, run.length());
+            old.array = read_run(mirror, run.first, run.length()).into();
             old.count = (head.count as usize).min(old.array.len());
             for at in &old.array {
                 if let Some(endpoint) = endpoint(mirror, *at).filter(|_| numbers.remove(at)) {
-                    old.ids.insert(endpoint, *at);
+                    ids.insert(endpoint, *at);
                 }
             }
         }
+        old.ids = self::numbers(&ids);
         self.states.insert(key.clone(), old);
         self.garbage.extend(Garbage {
             backends: numbers.into_iter().collect(),
@@ -399,5 +413,5 @@ pub(super) fn empty_run(mirror: &Contents, run: Run) -> impl Iterator<Item = Wri
     mirror
         .slots
         .range(run.first..run.first + run.length())
-        .map(|(at, _)| Write::Slot(*at, Slot::default()))
+        .map(|(at, _)| Write::Slot(at, Slot::default()))
 }

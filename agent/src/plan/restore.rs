@@ -6,7 +6,7 @@ use agent_common::{Address, backend_state, pod_flag};
 
 use super::mirror::Mirror;
 use super::numbers::Numbers;
-use super::pools::{self, Garbage, PoolState, Pools};
+use super::pools::{self, Garbage, Ids, PoolState, Pools};
 use super::runs::{Run, Runs};
 use super::{Dirty, Plan, Planner, Sizes};
 use crate::datapath::Contents;
@@ -14,11 +14,11 @@ use crate::desired::{Desired, PoolKey};
 
 impl Planner {
     /// As [`Planner::restore`], for arrays of other sizes.
-    pub fn restore_sized(contents: Contents, desired: &Desired, sizes: Sizes) -> (Self, Plan) {
-        let pools = restore_pools(&contents, desired, sizes);
-        let dirty = everything(&contents, desired);
+    pub fn restore_sized(contents: Contents, desired: Desired, sizes: Sizes) -> (Self, Plan) {
+        let pools = restore_pools(&contents, &desired, sizes);
+        let dirty = everything(&contents, &desired);
         let mut planner = Self {
-            desired: desired.clone(),
+            desired,
             mirror: Mirror::new(contents),
             pools,
             pending: BTreeSet::new(),
@@ -133,19 +133,20 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
     // Slot 0 is nobody's: a head of all zeros has no run.
     runs.reserve(Run { first: 0, order: 0 });
     let mut claimed = BTreeSet::new();
-    let mut states = BTreeMap::new();
+    let mut found: BTreeMap<&PoolKey, (PoolState, Ids)> = BTreeMap::new();
     for (key, number) in &numbers {
         let mut state = PoolState {
             number: *number,
             ..PoolState::default()
         };
+        let mut ids = Ids::new();
         read(maps, sizes, &firsts, &mut state);
         for at in state.array[..state.count].iter().copied() {
             if let Some(endpoint) = pools::endpoint(maps, at)
-                && !state.ids.contains_key(&endpoint)
+                && !ids.contains_key(&endpoint)
                 && claimed.insert(at)
             {
-                state.ids.insert(endpoint, at);
+                ids.insert(endpoint, at);
             }
         }
         let run = state.run.filter(|run| runs.reserve(*run));
@@ -154,23 +155,29 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
                 number: *number,
                 ..PoolState::default()
             };
+            ids.clear();
         }
-        states.insert(key.clone(), state);
+        found.insert(key, (state, ids));
     }
     // What stands behind the live ones is kept for its flows, where the pool still knows the endpoint.
-    for (key, state) in &mut states {
+    for (key, (state, ids)) in &mut found {
         let Some(pool) = desired.pools.get(key) else {
             continue;
         };
         for at in state.array[state.count..].iter().copied() {
             if let Some(endpoint) = pools::endpoint(maps, at) {
                 let known = pool.backends.contains_key(&endpoint);
-                if known && !state.ids.contains_key(&endpoint) && claimed.insert(at) {
-                    state.ids.insert(endpoint, at);
+                if known && !ids.contains_key(&endpoint) && claimed.insert(at) {
+                    ids.insert(endpoint, at);
                 }
             }
         }
     }
+    let state = |(key, (state, ids)): (&PoolKey, (PoolState, Ids))| {
+        let ids = pools::numbers(&ids);
+        (key.clone(), PoolState { ids, ..state })
+    };
+    let states = found.into_iter().map(state).collect();
     let alive = maps.backends.iter();
     let alive = alive.filter(|(_, backend)| backend.word.state != backend_state::GONE);
     let used_heads: BTreeSet<u32> = numbers
@@ -181,7 +188,7 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
         .chain(maps.services.values().map(|entry| entry.pool))
         .filter(|number| *number > 0 && *number < sizes.heads)
         .collect();
-    let used_backends: BTreeSet<u32> = alive.map(|(number, _)| *number).collect();
+    let used_backends: BTreeSet<u32> = alive.map(|(number, _)| number).collect();
     let held_heads: BTreeSet<u32> = numbers.values().copied().collect();
     let mut garbage = Garbage {
         backends: used_backends.difference(&claimed).copied().collect(),
@@ -212,12 +219,12 @@ fn read(maps: &Contents, sizes: Sizes, firsts: &BTreeSet<u32>, state: &mut PoolS
     if let Some(next) = firsts.range(head.first + 1..).next() {
         length = length.min(next - head.first);
     }
-    state.array = pools::read_run(maps, head.first, length);
-    state.count = (head.count as usize).min(state.array.len());
+    let mut array = pools::read_run(maps, head.first, length);
     // The largest power of two that is free of others, and not longer than it was filled.
-    let order = Run::order_for(state.array.len().max(1)).min(length.ilog2());
-    state.array.truncate(1 << order);
-    state.count = state.count.min(state.array.len());
+    let order = Run::order_for(array.len().max(1)).min(length.ilog2());
+    array.truncate(1 << order);
+    state.count = (head.count as usize).min(array.len());
+    state.array = array.into();
     state.run = Some(Run {
         first: head.first,
         order,
@@ -228,10 +235,7 @@ fn read(maps: &Contents, sizes: Sizes, firsts: &BTreeSet<u32>, state: &mut PoolS
 fn stray_slots(maps: &Contents, runs: &mut Runs) -> Vec<Run> {
     maps.slots
         .keys()
-        .map(|first| Run {
-            first: *first,
-            order: 0,
-        })
+        .map(|first| Run { first, order: 0 })
         .filter(|run| runs.reserve(*run))
         .collect()
 }

@@ -66,12 +66,24 @@ enum Held {
     Set(u32),
 }
 
-fn one(item: Item, needs: Vec<Item>, write: Write) -> Transaction {
+/// A transaction whose writes stand at the end of the plan's list.
+fn many(
+    list: &mut Vec<Write>,
+    item: Item,
+    needs: Vec<Item>,
+    writes: impl IntoIterator<Item = Write>,
+) -> Transaction {
+    let first = list.len();
+    list.extend(writes);
     Transaction {
         item,
         needs,
-        writes: vec![write],
+        writes: first..list.len(),
     }
+}
+
+fn one(list: &mut Vec<Write>, item: Item, needs: Vec<Item>, write: Write) -> Transaction {
+    many(list, item, needs, [write])
 }
 
 /// Whether anybody belongs to a group when the plan is done.
@@ -217,8 +229,9 @@ impl<'a> Builder<'a> {
                 now
             }
         };
-        let raise = |slot: u32, epoch: u32, needs: Vec<Item>| {
-            one(Item::Epoch(slot), needs, Write::Epoch(slot, epoch))
+        let list = &mut self.plan.list;
+        let mut raise = |slot: u32, epoch: u32, needs: Vec<Item>| {
+            one(list, Item::Epoch(slot), needs, Write::Epoch(slot, epoch))
         };
         for slot in &slots {
             if self.planner.desired.pods.contains_key(slot) {

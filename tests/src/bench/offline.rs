@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use sluice::compile::{Compiler, Options};
-use sluice::datapath::{Contents, Datapath, DatapathError, Write};
+use sluice::datapath::{Contents, Datapath, DatapathError, Write, heap};
 use sluice::desired::{Delta, Desired};
 use sluice::local::{Local, PodLink};
 use sluice::model::{Change, Cluster, Object, intern};
@@ -100,7 +100,9 @@ impl Offline {
     /// Something did not fit, or the datapath refused.
     pub fn start(&mut self, objects: impl IntoIterator<Item = Object>) -> Result<Took> {
         ensure!(self.planner.is_none(), "it has started already");
-        self.take(objects)
+        let took = self.take(objects)?;
+        heap::give_back();
+        Ok(took)
     }
 
     /// Takes changed objects in, as one batch, and puts them in force.
@@ -183,11 +185,8 @@ impl Offline {
                 (planner, applied)
             }
             none => {
-                let mut desired = Desired::default();
-                desired.merge(&delta);
-                // Told once and never again.
-                drop(delta);
-                let (mut planner, plan) = Planner::restore(Contents::default(), &desired);
+                let desired = Desired::from(delta);
+                let (mut planner, plan) = Planner::restore(Contents::default(), desired);
                 let applied = run(&mut planner, plan)?;
                 (none.insert(planner), applied)
             }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use sluice::model::{
     Endpoint, EndpointPort, EndpointSlice, Family, IpBlock, Labels, Namespace, NetworkPolicy,
-    Object, ObjectKey, Operator, Peer, Pod, PodPhase, PolicyRule, PortMatch, PortSpec, Protocol,
-    Requirement, Selector, Service, ServicePort, Text, TrafficPolicy, intern,
+    Object, ObjectKey, Operator, Peer, Placement, Pod, PodPhase, PolicyRule, PortMatch, PortSpec,
+    Protocol, Requirement, Selector, Service, ServicePort, Text, TrafficPolicy, intern,
 };
 
 /// The namespace of the bench's own pods, service and policies.
@@ -183,10 +183,11 @@ pub fn endpoint(address: IpAddr, node: Text) -> Endpoint {
         ready: true,
         serving: true,
         terminating: false,
-        node: Some(node),
-        zone: None,
-        hint_zones: None,
-        hint_nodes: None,
+        placement: Placement {
+            node: Some(node),
+            ..Placement::default()
+        }
+        .shared(),
     }
 }
 

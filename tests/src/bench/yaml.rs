@@ -84,7 +84,7 @@ fn slice(slice: &EndpointSlice) -> Value {
         .iter()
         .map(|endpoint| {
             json!({
-                "addresses": [endpoint.address], "nodeName": endpoint.node.as_deref(),
+                "addresses": [endpoint.address], "nodeName": endpoint.placement.node.as_deref(),
                 "conditions": {
                     "ready": endpoint.ready, "serving": endpoint.serving, "terminating": endpoint.terminating,
                 },

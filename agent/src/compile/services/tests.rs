@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::desired::Desired;
-use crate::model::{Endpoint, EndpointPort, EndpointSlice, Node, Protocol, ServicePort, intern};
+use crate::model::{
+    Endpoint, EndpointPort, EndpointSlice, Node, Placement, Protocol, ServicePort, intern,
+};
 use crate::oracle::services::{ServiceAnswer, backends};
 
 fn options() -> ServiceOptions {
@@ -30,10 +32,12 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
             ready: c.0,
             serving: c.1,
             terminating: c.2,
-            node: Some(intern(&format!("n{node}"))),
-            zone: None,
-            hint_nodes: texts("n", hints.0),
-            hint_zones: texts("z", hints.1),
+            placement: Arc::new(Placement {
+                node: Some(intern(&format!("n{node}"))),
+                zone: None,
+                hint_nodes: texts("n", hints.0),
+                hint_zones: texts("z", hints.1),
+            }),
         }
     })
 }
@@ -144,6 +148,56 @@ proptest! {
 }
 
 #[test]
+fn what_is_compiled_again_and_is_the_same_is_not_held_twice() {
+    let slice = EndpointSlice {
+        key: ObjectKey::new("d", "e"),
+        service: ObjectKey::new("d", "s"),
+        family: Family::V4,
+        endpoints: vec![Endpoint {
+            address: [10, 0, 0, 1].into(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            placement: Arc::default(),
+        }],
+        ports: vec![EndpointPort {
+            name: intern("p"),
+            protocol: Protocol::Tcp,
+            port: 8080,
+        }],
+    };
+    let node = |zone| {
+        Object::Node(Arc::new(Node {
+            name: intern("n0"),
+            internal_ips: vec![],
+            external_ips: vec![],
+            zone: Some(intern(zone)),
+            leaving: false,
+        }))
+    };
+    let mut cluster = Cluster::default();
+    let mut services = Services::default();
+    let mut desired = Desired::default();
+    let objects = [
+        Object::Service(Arc::new(plain("s", [172, 16, 0, 0]))),
+        Object::EndpointSlice(Arc::new(slice)),
+        node("a"),
+        // Another zone: every service is compiled again.
+        node("b"),
+    ];
+    for object in objects {
+        let changes: Vec<Change> = cluster.upsert(object).into_iter().collect();
+        let mut delta = Delta::default();
+        services.update(&cluster, &changes, &options(), &mut delta, &mut Vec::new());
+        desired.merge(&delta);
+    }
+    let (name, held) = desired.pools.first_key_value().unwrap();
+    let output = &services.outputs[&name.service];
+    assert!(output.pools.get(name).unwrap().backends.is(&held.backends));
+    assert_eq!((services.compiled, held.backends.len()), (4, 1));
+}
+
+#[test]
 fn an_endpoint_among_ten_thousand_services_compiles_one() {
     const SERVICES: u32 = 10_000;
     let mut cluster = Cluster::default();
@@ -158,10 +212,7 @@ fn an_endpoint_among_ten_thousand_services_compiles_one() {
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: None,
-                zone: None,
-                hint_nodes: None,
-                hint_zones: None,
+                placement: Arc::default(),
             }],
             ports: vec![EndpointPort {
                 name: intern("p"),

@@ -207,7 +207,7 @@ fn desired(cluster: &Cluster) -> Desired {
             let backends = if &*service.key.name == "backend" {
                 backends(pool.family)
             } else {
-                BTreeMap::new()
+                Sorted::default()
             };
             desired.pools.insert(pool.clone(), Pool { backends });
             desired.frontends.insert(key, Frontend { pool, flags: 0 });
@@ -254,9 +254,8 @@ fn desired(cluster: &Cluster) -> Desired {
 }
 
 /// One is terminating and not chosen, so that both show.
-fn backends(family: Family) -> BTreeMap<(IpAddr, u16), BackendSpec> {
-    let mut backends = BTreeMap::new();
-    for last in [31, 32, 33] {
+fn backends(family: Family) -> Sorted<(IpAddr, u16), BackendSpec> {
+    let backend = |last| {
         let address = addresses(last)[usize::from(family == Family::V6)];
         let spec = BackendSpec {
             state: if last == 33 {
@@ -267,9 +266,9 @@ fn backends(family: Family) -> BTreeMap<(IpAddr, u16), BackendSpec> {
             flags: if last == 33 { 0 } else { backend_flag::LOCAL },
             chosen: last != 33,
         };
-        backends.insert((address, 8080), spec);
-    }
-    backends
+        ((address, 8080), spec)
+    };
+    [31, 32, 33].into_iter().map(backend).collect()
 }
 
 /// The whole picture.

@@ -151,7 +151,7 @@ fn nodes(state: &State, service: &ObjectKey) -> BTreeMap<IpAddr, Text> {
     slices
         .filter_map(|key| state.cluster.slices.get(key))
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| Some((endpoint.address, endpoint.node.clone()?)))
+        .filter_map(|endpoint| Some((endpoint.address, endpoint.placement.node.clone()?)))
         .collect()
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use agent_common::{Pod, address_kind, pod_flag, set_flag};
 
 use super::super::holders::Holders;
-use super::super::{Item, Transaction, epochs, stage};
-use super::{Builder, Held, one, remains};
+use super::super::{Item, epochs, stage};
+use super::{Builder, Held, many, one, remains};
 use crate::datapath::Write;
 use crate::desired::STAGED_IDENTITIES;
 use crate::model::Direction;
@@ -52,18 +52,13 @@ impl Builder<'_> {
         for (set, lists) in sets {
             let item = Item::Rules(set);
             if !lists.new.is_empty() {
-                self.phases.prepare.push(Transaction {
-                    item: item.clone(),
-                    needs: Vec::new(),
-                    writes: lists.new,
-                });
+                let transaction = many(&mut self.plan.list, item.clone(), Vec::new(), lists.new);
+                self.phases.prepare.push(transaction);
             }
             if !lists.changed.is_empty() {
-                self.phases.peers.push(Transaction {
-                    item: item.clone(),
-                    needs: Vec::new(),
-                    writes: lists.changed,
-                });
+                let transaction =
+                    many(&mut self.plan.list, item.clone(), Vec::new(), lists.changed);
+                self.phases.peers.push(transaction);
             }
             if !lists.removed.is_empty() {
                 let mut needs = self.holders(&Held::Set(set));
@@ -71,11 +66,8 @@ impl Builder<'_> {
                     let holders = self.holders.get(&Held::Group(group)).into_iter().flatten();
                     needs.extend(holders.filter(|i| matches!(i, Item::Group(_))).cloned());
                 }
-                self.phases.unsaid.push(Transaction {
-                    item,
-                    needs,
-                    writes: lists.removed,
-                });
+                let transaction = many(&mut self.plan.list, item, needs, lists.removed);
+                self.phases.unsaid.push(transaction);
             }
         }
     }
@@ -93,7 +85,9 @@ impl Builder<'_> {
                 if now != free {
                     let needs = self.holders(&Held::Slot(slot));
                     let write = Write::Pod(slot, free);
-                    self.phases.collect.push(one(item, needs, write));
+                    self.phases
+                        .collect
+                        .push(one(&mut self.plan.list, item, needs, write));
                 }
                 continue;
             };
@@ -110,14 +104,12 @@ impl Builder<'_> {
             if now.flags & pod_flag::USED == 0 || now.ifindex != wanted.ifindex {
                 let epoch = epochs::raised(now.epoch);
                 self.fresh_pods.insert(slot);
-                self.phases.prepare.push(Transaction {
-                    item,
-                    needs,
-                    writes: vec![
-                        Write::Pod(slot, Pod { epoch, ..wanted }),
-                        Write::Epoch(slot, epoch),
-                    ],
-                });
+                let writes = [
+                    Write::Pod(slot, Pod { epoch, ..wanted }),
+                    Write::Epoch(slot, epoch),
+                ];
+                let transaction = many(&mut self.plan.list, item, needs, writes);
+                self.phases.prepare.push(transaction);
                 continue;
             }
             let mut writes = Vec::new();
@@ -147,11 +139,8 @@ impl Builder<'_> {
                     self.concerned.pods.insert(slot);
                 }
                 needs.push(Item::Peers);
-                self.phases.sets.push(Transaction {
-                    item,
-                    needs,
-                    writes,
-                });
+                let transaction = many(&mut self.plan.list, item, needs, writes);
+                self.phases.sets.push(transaction);
             }
         }
     }
@@ -193,7 +182,9 @@ impl Builder<'_> {
             // the group that it had.
             if wanted.is_none() && !remain {
                 let needs = self.holders(&Held::Identity(identity));
-                self.phases.collect.push(one(item, needs, write));
+                self.phases
+                    .collect
+                    .push(one(&mut self.plan.list, item, needs, write));
                 continue;
             }
             let mut needs = self.holders(&Held::Group(entry.group));
@@ -206,7 +197,7 @@ impl Builder<'_> {
             } else {
                 &mut self.phases.peers
             };
-            list.push(one(item, needs, write));
+            list.push(one(&mut self.plan.list, item, needs, write));
         }
     }
 
@@ -236,9 +227,9 @@ impl Builder<'_> {
                     } else {
                         &mut self.phases.peers
                     };
-                    list.push(one(item, needs, write));
+                    list.push(one(&mut self.plan.list, item, needs, write));
                 }
-                None => removed.push(one(item, Vec::new(), write)),
+                None => removed.push(one(&mut self.plan.list, item, Vec::new(), write)),
             }
         }
         self.phases.removed.extend(removed.into_iter().rev());
@@ -256,11 +247,8 @@ impl Builder<'_> {
             .map(|peer| peer.item.clone())
             .collect();
         if !needs.is_empty() {
-            self.phases.peers.push(Transaction {
-                item: Item::Peers,
-                needs,
-                writes: Vec::new(),
-            });
+            let peers = many(&mut self.plan.list, Item::Peers, needs, []);
+            self.phases.peers.push(peers);
         }
     }
 
@@ -275,7 +263,7 @@ impl Builder<'_> {
                 Some(entry) => (&mut self.phases.entered, vec![Item::Pod(entry.slot)]),
                 None => (&mut self.phases.removed, Vec::new()),
             };
-            list.push(one(Item::Link(key), needs, write));
+            list.push(one(&mut self.plan.list, Item::Link(key), needs, write));
         }
     }
 
@@ -316,7 +304,8 @@ impl Builder<'_> {
                         let known = stage::outside(now, entry);
                         if now != Some(&known) {
                             let write = Write::Address(key, Some(known));
-                            let known = one(item.clone(), needs.clone(), write);
+                            let known =
+                                one(&mut self.plan.list, item.clone(), needs.clone(), write);
                             self.phases.peers.push(known);
                         }
                     }
@@ -334,7 +323,7 @@ impl Builder<'_> {
                     } else {
                         &mut self.phases.peers
                     };
-                    list.push(one(item, needs, write));
+                    list.push(one(&mut self.plan.list, item, needs, write));
                 }
                 None => {
                     if let Some(now) = now
@@ -342,15 +331,25 @@ impl Builder<'_> {
                     {
                         // What is not the pod's any more is not told what the pod is to be.
                         let write = Write::Address(key, Some(stage::away(now)));
-                        self.phases.peers.push(one(item.clone(), Vec::new(), write));
+                        self.phases.peers.push(one(
+                            &mut self.plan.list,
+                            item.clone(),
+                            Vec::new(),
+                            write,
+                        ));
                     }
                     let service = now.is_some_and(|now| {
                         matches!(now.kind, address_kind::CLUSTER_IP | address_kind::EXTERNAL)
                     });
                     if service {
-                        self.phases.unserved.push(one(item, Vec::new(), write));
+                        self.phases.unserved.push(one(
+                            &mut self.plan.list,
+                            item,
+                            Vec::new(),
+                            write,
+                        ));
                     } else {
-                        removed.push(one(item, Vec::new(), write));
+                        removed.push(one(&mut self.plan.list, item, Vec::new(), write));
                     }
                 }
             }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use agent_common::{Address, Head, ServiceEntry};
 
 use super::super::pools::{self, Garbage};
-use super::super::{Item, Planner, Transaction};
-use super::{Builder, one};
+use super::super::{Item, Planner};
+use super::{Builder, many, one};
 use crate::datapath::Write;
 use crate::desired::{EndpointSet, PoolKey};
 use crate::problem::Problem;
@@ -27,11 +27,12 @@ impl Builder<'_> {
         let heads = heads.map(|n| Write::Head(*n, Head::default()));
         let runs = garbage.runs.iter();
         let runs = runs.flat_map(|run| pools::empty_run(maps, *run));
-        let transaction = Transaction {
-            item: Item::Room(None),
-            needs: self.planner.users(&garbage),
-            writes: heads.chain(ended).chain(runs).collect(),
-        };
+        let transaction = many(
+            &mut self.plan.list,
+            Item::Room(None),
+            self.planner.users(&garbage),
+            heads.chain(ended).chain(runs),
+        );
         self.phases.collect.push(transaction);
         self.plan.leftovers = garbage;
         self.plan.grace = true;
@@ -40,13 +41,12 @@ impl Builder<'_> {
     fn empty_runs(&mut self, key: &PoolKey, garbage: &Garbage) {
         let maps = &self.planner.mirror.contents;
         let runs = garbage.runs.iter();
-        let writes: Vec<Write> = runs.flat_map(|run| pools::empty_run(maps, *run)).collect();
-        if !writes.is_empty() {
-            self.phases.collect.push(Transaction {
-                item: Item::Room(Some(key.clone())),
-                needs: vec![Item::Pool(key.clone())],
-                writes,
-            });
+        let writes = runs.flat_map(|run| pools::empty_run(maps, *run));
+        let item = Item::Room(Some(key.clone()));
+        let needs = vec![Item::Pool(key.clone())];
+        let transaction = many(&mut self.plan.list, item, needs, writes);
+        if !transaction.writes.is_empty() {
+            self.phases.collect.push(transaction);
         }
     }
 
@@ -80,7 +80,7 @@ impl Builder<'_> {
         for key in std::mem::take(&mut self.dirty.pools) {
             let planner = &mut *self.planner;
             let wanted = planner.desired.pools.get(&key);
-            let change = match planner.pools.change(&key, wanted, &planner.mirror.contents) {
+            let mut change = match planner.pools.change(&key, wanted, &planner.mirror.contents) {
                 Ok(change) => change,
                 Err(limit) => {
                     let item = Item::Pool(key);
@@ -99,30 +99,25 @@ impl Builder<'_> {
                 continue;
             }
             let item = Item::Pool(key.clone());
+            let list = &mut self.plan.list;
             if !change.prepare.is_empty() {
-                self.phases.prepare.push(Transaction {
-                    item: item.clone(),
-                    needs: Vec::new(),
-                    writes: change.prepare.clone(),
-                });
+                let writes = std::mem::take(&mut change.prepare);
+                let transaction = many(list, item.clone(), Vec::new(), writes);
+                self.phases.prepare.push(transaction);
             }
             if !change.publish.is_empty() {
-                self.phases.pools.push(Transaction {
-                    item: item.clone(),
-                    needs: Vec::new(),
-                    writes: change.publish.clone(),
-                });
+                let writes = std::mem::take(&mut change.publish);
+                let transaction = many(list, item.clone(), Vec::new(), writes);
+                self.phases.pools.push(transaction);
             }
             let needs = match &change.after {
                 Some(_) => Vec::new(),
                 None => self.planner.users(&change.released),
             };
             if !(change.collect.is_empty() && needs.is_empty()) {
-                self.phases.collect.push(Transaction {
-                    item,
-                    needs,
-                    writes: change.collect.clone(),
-                });
+                let writes = std::mem::take(&mut change.collect);
+                let transaction = many(list, item, needs, writes);
+                self.phases.collect.push(transaction);
             }
             self.plan.grace |= !change.released.is_empty();
             self.empty_runs(&key, &change.released);
@@ -140,9 +135,16 @@ impl Builder<'_> {
                     // Where the whole address goes, whoever found it still finds the service, until a grace period has passed.
                     if self.planner.leaves(&key.address) {
                         let needs = vec![Item::Address(key.address)];
-                        self.phases.unrouted.push(one(item, needs, write));
+                        self.phases
+                            .unrouted
+                            .push(one(&mut self.plan.list, item, needs, write));
                     } else {
-                        self.phases.unserved.push(one(item, Vec::new(), write));
+                        self.phases.unserved.push(one(
+                            &mut self.plan.list,
+                            item,
+                            Vec::new(),
+                            write,
+                        ));
                     }
                 }
                 continue;
@@ -154,11 +156,8 @@ impl Builder<'_> {
             let needs = vec![Item::Pool(frontend.pool.clone())];
             let Some(state) = state else {
                 // Its pool was refused: this waits for it.
-                self.phases.frontends.push(Transaction {
-                    item,
-                    needs,
-                    writes: Vec::new(),
-                });
+                let waits = many(&mut self.plan.list, item, needs, []);
+                self.phases.frontends.push(waits);
                 continue;
             };
             let entry = ServiceEntry {
@@ -175,7 +174,8 @@ impl Builder<'_> {
                 Some(_) => &mut self.phases.frontends_moved,
                 None => &mut self.phases.frontends,
             };
-            list.push(one(item, needs, Write::Service(key, Some(entry))));
+            let write = Write::Service(key, Some(entry));
+            list.push(one(&mut self.plan.list, item, needs, write));
         }
         // And their pools wait for them, lest an empty pool answers with the flags of before.
         let mut first: BTreeMap<&Item, Vec<Item>> = BTreeMap::new();

@@ -139,7 +139,7 @@ fn group() -> GroupEntry {
 #[test]
 fn an_address_that_comes_back_into_another_group_of_the_same_number_is_judged_again() {
     let mut memory = Memory::new();
-    let (mut planner, plan) = Planner::restore(Contents::default(), &desired());
+    let (mut planner, plan) = Planner::restore(Contents::default(), desired());
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
     let before = memory.view().pods[&SLOT].epoch;
     let mut run = |delta: &Delta| {

@@ -65,14 +65,14 @@ fn at_rest(features: u64, epoch: u32) -> (Planner, Memory) {
         ..Contents::default()
     };
     let mut memory = Memory::with(contents.clone(), Capacities::default());
-    let (mut planner, plan) = Planner::restore(contents, &desired);
+    let (mut planner, plan) = Planner::restore(contents, desired.clone());
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
     let mut contents = memory.view().clone();
     if let Some(pod) = contents.pods.get_mut(&SLOT) {
         pod.epoch = epoch;
     }
     let mut memory = Memory::with(contents.clone(), Capacities::default());
-    let (mut planner, plan) = Planner::restore(contents, &desired);
+    let (mut planner, plan) = Planner::restore(contents, desired.clone());
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
     (planner, memory)
 }

@@ -83,7 +83,7 @@ fn on_the_way(sets: [[Option<u32>; 2]; 2]) -> Vec<[bool; 2]> {
             .rules
             .insert(Bits::of(rule_bits::SET, default), Verdict::CLOSED);
     }
-    let (mut planner, plan) = Planner::restore(Contents::default(), &desired);
+    let (mut planner, plan) = Planner::restore(Contents::default(), desired.clone());
     let mut memory = Memory::default();
     assert_eq!(apply(&mut planner, plan, &mut memory).problems, []);
 

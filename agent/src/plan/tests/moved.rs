@@ -35,14 +35,14 @@ fn a_service_that_changes_its_port_between_two_agents_keeps_its_backends() {
     let world = vec![(endpoints(&[1, 2, 3]), false), (endpoints(&[2, 3]), false)];
     let before = desired(&world);
     let mut memory = Memory::with(Contents::default(), Capacities::default());
-    let (mut planner, plan) = Planner::restore(Contents::default(), &before);
+    let (mut planner, plan) = Planner::restore(Contents::default(), before.clone());
     apply(&mut planner, plan, &mut memory);
     let numbers = alive(&planner);
 
     // One endpoint left, another came: what is common stays.
     let world = vec![(endpoints(&[2, 3, 4]), false), (endpoints(&[2, 3]), false)];
     let after = at_port(desired(&world), 81);
-    let (mut planner, plan) = Planner::restore(memory.contents().unwrap(), &after);
+    let (mut planner, plan) = Planner::restore(memory.contents().unwrap(), after.clone());
     apply(&mut planner, plan, &mut memory);
     let now = alive(&planner);
     let kept = numbers.iter().filter(|(key, _)| now.contains_key(*key));
@@ -54,6 +54,6 @@ fn a_service_that_changes_its_port_between_two_agents_keeps_its_backends() {
     let maps = memory.contents().unwrap();
     let keys: Vec<_> = maps.services.keys().collect();
     assert_eq!(keys, after.frontends.keys().collect::<Vec<_>>());
-    let (_, plan) = Planner::restore(maps, &after);
+    let (_, plan) = Planner::restore(maps, after.clone());
     assert_eq!(plan.writes().count(), 0);
 }

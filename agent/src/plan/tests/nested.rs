@@ -31,7 +31,7 @@ fn written(planner: &mut Planner, memory: &mut Memory, delta: &Delta) -> Vec<u32
 
 #[test]
 fn narrow_prefixes_come_before_what_is_around_them_and_go_after_it() {
-    let (mut planner, plan) = Planner::restore(Contents::default(), &Desired::default());
+    let (mut planner, plan) = Planner::restore(Contents::default(), Desired::default());
     let mut memory = Memory::default();
     apply(&mut planner, plan, &mut memory);
     let lengths = [16, 8, 24];
@@ -55,7 +55,7 @@ fn narrow_prefixes_come_before_what_is_around_them_and_go_after_it() {
 /// An address within the narrow prefix is denied before and after. The wide one's identity is allowed before.
 #[test]
 fn who_comes_to_an_identity_that_loses_its_group_never_meets_that() {
-    let (mut planner, plan) = Planner::restore(Contents::default(), &Desired::default());
+    let (mut planner, plan) = Planner::restore(Contents::default(), Desired::default());
     let mut memory = Memory::default();
     apply(&mut planner, plan, &mut memory);
     let mut first = Delta::default();

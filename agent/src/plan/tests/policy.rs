@@ -55,7 +55,7 @@ impl History {
             world,
             compiler: Compiler::new(options.clone()),
             options,
-            planner: Planner::restore(Contents::default(), &Desired::default()).0,
+            planner: Planner::restore(Contents::default(), Desired::default()).0,
             recorder,
             known: Vec::new(),
             due: false,
@@ -76,7 +76,7 @@ impl History {
             world: other.world.clone(),
             options: other.options.clone(),
             compiler: Compiler::new(other.options.clone()),
-            planner: Planner::restore(Contents::default(), &Desired::default()).0,
+            planner: Planner::restore(Contents::default(), Desired::default()).0,
             recorder: Recorder::new(Memory::with(contents, Capacities::default())),
             known: Vec::new(),
             due: false,
@@ -95,7 +95,7 @@ impl History {
         self.due = compiled.unfinished;
         let mut desired = Desired::default();
         desired.merge(&compiled.delta);
-        let (planner, plan) = Planner::restore(contents, &desired);
+        let (planner, plan) = Planner::restore(contents, desired.clone());
         self.planner = planner;
         let applied = apply(&mut self.planner, plan, &mut self.recorder);
         self.recorder.rest();
@@ -269,7 +269,7 @@ impl History {
         let compiled = compiler.update(&self.world.cluster, &self.world.local, &all, true);
         let mut desired = Desired::default();
         desired.merge(&compiled.delta);
-        let (_, plan) = Planner::restore(maps.clone(), &desired);
+        let (_, plan) = Planner::restore(maps.clone(), desired.clone());
         let more: Vec<_> = plan
             .writes()
             .filter(|w| !matches!(w, Write::Epoch(..)))

@@ -11,7 +11,7 @@ use crate::compile::tests::cluster::{Rng, World};
 use crate::datapath::Contents;
 use crate::model::{
     Change, Cluster, Endpoint, EndpointPort, EndpointSlice, Family, Kind, Object, ObjectId,
-    ObjectKey, Protocol, Service, ServicePort, TrafficPolicy, intern,
+    ObjectKey, Placement, Protocol, Service, ServicePort, TrafficPolicy, intern,
 };
 
 /// Bits by which a seed is turned.
@@ -102,10 +102,10 @@ fn endpoint(rng: &mut Rng, family: Family) -> Endpoint {
         ready: !terminating && rng.chance(85),
         serving: rng.chance(80),
         terminating,
-        node: Some(intern(if here { "here" } else { "there" })),
-        zone: None,
-        hint_zones: None,
-        hint_nodes: None,
+        placement: Arc::new(Placement {
+            node: Some(intern(if here { "here" } else { "there" })),
+            ..Placement::default()
+        }),
     }
 }
 

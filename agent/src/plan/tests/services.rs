@@ -197,10 +197,11 @@ fn owner(pool: &PoolKey) -> PoolKey {
 pub(super) fn alive(planner: &Planner) -> BTreeMap<(PoolKey, (IpAddr, u16)), (u32, u32)> {
     let mut all = BTreeMap::new();
     for (pool, state) in &planner.pools.states {
-        for (endpoint, number) in &state.ids {
-            let word = planner.contents().backends[number].word;
-            assert_ne!(word.state, backend_state::GONE);
-            all.insert((owner(pool), *endpoint), (*number, word.generation));
+        for number in &state.ids {
+            // None where it is gone.
+            let endpoint = pools::endpoint(planner.contents(), *number).unwrap();
+            let word = planner.contents().backends.get(number).unwrap().word;
+            all.insert((owner(pool), endpoint), (*number, word.generation));
         }
     }
     all
@@ -216,7 +217,7 @@ fn assert_clean(planner: &Planner, memory: &Memory) {
     assert_eq!(live, planner.backends());
     let arrays = planner.pools.states.values().map(|s| s.array.len());
     assert_eq!(maps.slots.len(), arrays.sum::<usize>(), "stray slots");
-    let (_, plan) = Planner::restore(maps.clone(), planner.desired());
+    let (_, plan) = Planner::restore(maps.clone(), planner.desired().clone());
     let writes: Vec<_> = plan.writes().collect();
     assert!(writes.is_empty(), "a new start writes {writes:?}");
 }
@@ -300,7 +301,7 @@ fn a_slow_reader_never_meets_a_backend_of_nobody_or_of_another_service() {
     for _ in 0..200 {
         let worlds = walk().new_tree(&mut runner).unwrap().current();
         let mut recorder = Recorder::new(Memory::new());
-        let (mut planner, _) = Planner::restore(Contents::default(), &Desired::default());
+        let (mut planner, _) = Planner::restore(Contents::default(), Desired::default());
         let mut before = vec![(None, false); SERVICES as usize];
         for world in worlds {
             recorder.forget();
@@ -342,7 +343,7 @@ proptest! {
     fn every_write_leaves_the_old_answer_or_the_new(worlds in walk()) {
         let mut datapath = Faulty::new(Memory::new());
         let empty = vec![(None, false); SERVICES as usize];
-        let (mut planner, plan) = Planner::restore(Contents::default(), &Desired::default());
+        let (mut planner, plan) = Planner::restore(Contents::default(), Desired::default());
         prop_assert!(plan.is_empty());
         let mut before = empty.clone();
         for world in worlds.iter().chain([&empty]) {
@@ -367,7 +368,7 @@ proptest! {
     fn a_crash_at_any_write_loses_nothing(worlds in walk(), at in any::<prop::sample::Index>()) {
         let (last, first) = worlds.split_last().unwrap();
         let from = first.last().unwrap();
-        let (mut planner, plan) = Planner::restore(Contents::default(), &desired(from));
+        let (mut planner, plan) = Planner::restore(Contents::default(), desired(from));
         let mut memory = Memory::new();
         apply(&mut planner, plan, &mut memory);
         let had = alive(&planner);
@@ -380,7 +381,7 @@ proptest! {
         // The world went on, or back, while nobody was there.
         for world in [last, from] {
             let mut again = Faulty::new(datapath.inner.clone());
-            let (mut planner, plan) = Planner::restore(again.contents().unwrap(), &desired(world));
+            let (mut planner, plan) = Planner::restore(again.contents().unwrap(), desired(world));
             let found = answers(again.inner.view());
             watch(&mut again, found, expected(world));
             let applied = apply(&mut planner, plan, &mut again);
@@ -410,7 +411,7 @@ proptest! {
         faults in proptest::collection::vec((0u64..40, 0u8..3), 1..4),
     ) {
         let mut datapath = Faulty::new(Memory::new());
-        let (mut planner, _) = Planner::restore(Contents::default(), &Desired::default());
+        let (mut planner, _) = Planner::restore(Contents::default(), Desired::default());
         let mut before = vec![(None, false); SERVICES as usize];
         for world in &worlds {
             for (at, kind) in &faults {
@@ -455,7 +456,7 @@ fn one_endpoint_of_five_thousand_costs_no_more_than_one_of_five() {
         let base = 0x0a00_0000;
         all.pools.insert(pool_key(0, false), big(base..base + size));
         let mut memory = Memory::new();
-        let (mut planner, plan) = Planner::restore(Contents::default(), &all);
+        let (mut planner, plan) = Planner::restore(Contents::default(), all.clone());
         apply(&mut planner, plan, &mut memory);
         let mut cost = |pool: Pool| {
             let mut delta = Delta::default();
@@ -473,13 +474,18 @@ fn one_endpoint_of_five_thousand_costs_no_more_than_one_of_five() {
         // Backend, slot, the old one's word.
         let replaced = (base..base + size + 2).filter(|n| *n != base + 1 && *n != base + 2);
         assert_eq!(cost(big(replaced)), 3, "replace in {size}");
-        let mut fading = big((base..base + size + 2).filter(|n| *n != base + 1 && *n != base + 2));
-        for (endpoint, spec) in &mut fading.backends {
+        let fading = big((base..base + size + 2).filter(|n| *n != base + 1 && *n != base + 2));
+        let fading = fading.backends.iter().map(|(endpoint, spec)| {
+            let mut spec = *spec;
             if *endpoint == (IpAddr::from((base + 3).to_be_bytes()), 80) {
                 spec.chosen = false;
                 spec.state = backend_state::TERMINATING;
             }
-        }
+            (*endpoint, spec)
+        });
+        let fading = Pool {
+            backends: fading.collect(),
+        };
         assert!(cost(fading) <= 6, "one of {size} begins to terminate");
     }
 }
@@ -494,7 +500,7 @@ fn seventy_thousand_endpoints_are_served_whole_and_what_does_not_fit_names_its_l
     all.pools
         .insert(pool_key(0, false), big(base..base + 70_000));
     let mut memory = Memory::new();
-    let (mut planner, plan) = Planner::restore(Contents::default(), &all);
+    let (mut planner, plan) = Planner::restore(Contents::default(), all.clone());
     assert!(apply(&mut planner, plan, &mut memory).problems.is_empty());
     assert!(matches!(ask(memory.view(), 0), Answer::Backends(set) if set.len() == 70_000));
     let mut delta = Delta::default();

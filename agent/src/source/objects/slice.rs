@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::service::is_foreign;
 use super::{Convert, Fault, address, meta, port};
 use crate::model::{
-    Endpoint, EndpointPort, EndpointSlice, Family, Kind, Object, ObjectId, ObjectKey, Text, intern,
+    Endpoint, EndpointPort, EndpointSlice, Family, Kind, Object, ObjectId, ObjectKey, Placement,
+    Text, intern,
 };
 
 /// Label that names the service of a slice.
@@ -74,11 +75,7 @@ fn endpoints(list: &[v1::Endpoint], family: Family) -> Result<Vec<Endpoint>, Fau
         let conditions = entry.conditions.as_ref();
         let hints = entry.hints.as_ref();
         let text = |text: &Option<String>| text.as_deref().filter(|t| !t.is_empty()).map(intern);
-        endpoints.push(Endpoint {
-            address: first_address(i, &entry.addresses, family)?,
-            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
-            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
-            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        let placement = Placement {
             node: text(&entry.node_name),
             zone: text(&entry.zone),
             hint_zones: hints
@@ -87,6 +84,13 @@ fn endpoints(list: &[v1::Endpoint], family: Family) -> Result<Vec<Endpoint>, Fau
             hint_nodes: hints
                 .and_then(|h| h.for_nodes.as_ref())
                 .and_then(|nodes| names(nodes.iter().map(|n| n.name.as_str()))),
+        };
+        endpoints.push(Endpoint {
+            address: first_address(i, &entry.addresses, family)?,
+            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            placement: placement.shared(),
         });
     }
     Ok(endpoints)

@@ -162,9 +162,10 @@ fn a_slice_and_its_defaults() {
         (second.ready, second.serving, second.terminating),
         (false, true, true)
     );
-    assert_eq!(second.node.as_deref(), Some("n"));
-    assert_eq!(second.hint_zones.as_ref().unwrap().len(), 1);
-    assert_eq!(second.hint_nodes, None);
+    let placement = &second.placement;
+    assert_eq!(placement.node.as_deref(), Some("n"));
+    assert_eq!(placement.hint_zones.as_ref().unwrap().len(), 1);
+    assert_eq!(placement.hint_nodes, None);
 }
 
 #[test]
@@ -187,7 +188,8 @@ fn a_v1beta1_slice_says_where_its_endpoints_are_in_topology() {
     let places: Vec<_> = made
         .endpoints
         .iter()
-        .map(|e| (e.node.as_deref(), e.zone.as_deref()))
+        .map(|e| &e.placement)
+        .map(|at| (at.node.as_deref(), at.zone.as_deref()))
         .collect();
     assert_eq!(
         places,
