@@ -19,6 +19,7 @@ use tests::lab::host::HostProcess;
 use tests::lab::manifests::{self, Endpoint};
 use tests::lab::netns::Netns;
 use tests::lab::patience;
+use tests::lab::pinned::Pinned;
 use tests::lab::traffic::Proto;
 use tests::lab::traffic::connects::{ConnectPlan, Connects};
 use tests::lab::traffic::counters::Counters;
@@ -62,6 +63,7 @@ struct Load {
     denied: Vec<Connects>,
     host: Asking,
     before: Vec<(&'static str, Counters)>,
+    pinned: Pinned,
 }
 
 impl Load {
@@ -76,6 +78,7 @@ impl Load {
             denied: Vec::new(),
             host: Asking::start(&scene.node)?,
             before: Vec::new(),
+            pinned: scene.pinned(),
         };
         let ends = [GUARDED, "client", "node", "world"];
         for name in BACKENDS.into_iter().chain(ends) {
@@ -149,7 +152,9 @@ impl Load {
         }
         let now: u64 = self.held.iter().map(Held::rounds).sum();
         ensure!(now > rounds, "held connections stand still");
-        self.host.more()
+        self.host
+            .more()
+            .with_context(|| format!("drops: {:?}", self.pinned.all_drops()))
     }
 
     /// Ends it: nothing failed, nothing is missing, nothing was sent again, and nothing that is denied was let through.

@@ -56,12 +56,19 @@ impl Asking {
 
     /// Waits until another phase's questions have been answered.
     pub(super) fn more(&self) -> Result<()> {
-        let (wanted, end) = (self.so_far() + PHASE, Instant::now() + DEADLINE);
-        while self.so_far() < wanted {
+        let mut seen = self.so_far();
+        let wanted = seen + PHASE;
+        // For one answer: an emulated machine takes its time for sixty.
+        let mut end = Instant::now() + DEADLINE;
+        while seen < wanted {
             let alive = self.thread.as_ref().is_some_and(|t| !t.is_finished());
             ensure!(alive, "a question of the host failed; see its end");
             ensure!(Instant::now() < end, "the host's questions stand still");
             std::thread::sleep(POLL);
+            let now = self.so_far();
+            if now > seen {
+                (seen, end) = (now, Instant::now() + DEADLINE);
+            }
         }
         Ok(())
     }
