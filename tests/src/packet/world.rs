@@ -8,7 +8,7 @@ use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, Fragment,
     FragmentKey, GroupEntry, Head, LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey,
     ServiceEntry, ServiceKey, Share, Slot, Timeouts, Tuple, Verdict, address_kind, backend_state,
-    gate::GateWord, limits, pod_flag,
+    budget, gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -93,6 +93,8 @@ pub struct World {
     gate_word: Array<MapData, u64>,
     /// Whether each run takes the events out of the ring.
     pub(super) reading: bool,
+    /// See [`World::carry_together`].
+    pub(super) gso_size: u32,
     next_pool: u32,
     next_backend: u32,
     next_identity: u32,
@@ -166,6 +168,7 @@ impl World {
             gate_word: Array::try_from(take(&mut ebpf, "gate_word")?)?,
             ebpf,
             reading: true,
+            gso_size: 0,
             next_pool: 0,
             next_backend: 0,
             next_identity: FIRST_IDENTITY,
@@ -200,6 +203,7 @@ impl World {
         object::fill(&self.ebpf, &mut self.programs)?;
         self.tell()?;
         self.reading = true;
+        self.gso_size = 0;
         self.next_pool = 0;
         self.next_backend = 0;
         self.next_identity = FIRST_IDENTITY;
@@ -414,10 +418,28 @@ impl World {
         });
     }
 
+    /// Spends the budget of refusals alone, likewise.
+    pub fn spend_refusals(&mut self) {
+        let spent = Budget {
+            tokens: 0,
+            refilled_ns: flows::now_ns(),
+        };
+        self.must(|w| w.set_budget(budget::REJECTS, spent));
+    }
+
+    /// From now on packets are several that the kernel carries as one, of so many bytes each; 0: they are not.
+    pub fn carry_together(&mut self, gso_size: u32) {
+        self.gso_size = gso_size;
+    }
+
+    fn set_budget(&mut self, index: u32, with: Budget) -> Result<()> {
+        let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
+        Ok(self.budget.set(index, PerCpuValues::try_from(all)?, 0)?)
+    }
+
     fn refill(&mut self, with: Budget) -> Result<()> {
         for index in 0..self.budget.len() {
-            let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
-            self.budget.set(index, PerCpuValues::try_from(all)?, 0)?;
+            self.set_budget(index, with)?;
         }
         Ok(())
     }
