@@ -72,7 +72,7 @@ rows! {
         let a = w.pod(1);
         let vip = at(w.family.cluster_ip(1), 80);
         w.service(vip, 6, &[]);
-        for (kinds, content) in [(&[60][..], 6), (&[0], 6), (&[0, 60], 70)] {
+        for (kinds, content) in [(&[60][..], 6), (&[0][..], 6), (&[0, 60][..], 70)] {
             let syn = kinds.iter().fold(Packet::syn(a.at(40000), vip).numbers(9, 0), |packet, kind| {
                 // Padding of one byte each, RFC 8200 4.2.
                 packet.extension(*kind, &vec![0; content])
