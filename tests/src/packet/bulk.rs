@@ -49,6 +49,11 @@ impl World {
         Ok((result.return_value.cast_signed(), frame))
     }
 
+    /// From now on packets are several that the kernel carries as one, of so many bytes each; 0: they are not.
+    pub fn carry_together(&mut self, gso_size: u32) {
+        self.gso_size = gso_size;
+    }
+
     /// Interface of the uplink.
     pub fn uplink_ifindex(&self) -> u32 {
         self.uplink()

@@ -8,15 +8,14 @@ use agent_common::{
     Address, AddressEntry, Backend, BackendWord, Budget, Config, Counter, Flow, Fragment,
     FragmentKey, GroupEntry, Head, LinkEntry, NO_ADDRESS_SLOT, Pod, Prefix, PrefixEntry, RuleKey,
     ServiceEntry, ServiceKey, Share, Slot, Timeouts, Tuple, Verdict, address_kind, backend_state,
-    budget, gate::GateWord, limits, pod_flag,
+    gate::GateWord, limits, pod_flag,
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::util::nr_cpus;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 
 use super::address::Family;
-use super::{flows, links, object};
+use super::{links, object};
 
 /// Index of the uplink among the interfaces.
 const UPLINK: usize = 0;
@@ -80,7 +79,7 @@ pub struct World {
     pub(super) rules: LpmTrie<MapData, RuleKey, Verdict>,
     pub(super) counters: PerCpuArray<MapData, Counter>,
     pub(super) events: RingBuf<MapData>,
-    budget: PerCpuArray<MapData, Budget>,
+    pub(super) budget: PerCpuArray<MapData, Budget>,
     pods: Array<MapData, Pod>,
     shares: Array<MapData, Share>,
     link_slots: HashMap<MapData, u32, LinkEntry>,
@@ -405,43 +404,6 @@ impl World {
             let head = w.heads.get(&service.pool, 0)?;
             Ok(w.slots.set(head.first + index, Slot { backend }, 0)?)
         });
-    }
-
-    /// Spends the budgets of events and refusals on every CPU. They fill again with the next tick of the coarse clock, a few
-    /// milliseconds later.
-    pub fn spend_budgets(&mut self) {
-        self.must(|w| {
-            w.refill(Budget {
-                tokens: 0,
-                refilled_ns: flows::now_ns(),
-            })
-        });
-    }
-
-    /// Spends the budget of refusals alone, likewise.
-    pub fn spend_refusals(&mut self) {
-        let spent = Budget {
-            tokens: 0,
-            refilled_ns: flows::now_ns(),
-        };
-        self.must(|w| w.set_budget(budget::REJECTS, spent));
-    }
-
-    /// From now on packets are several that the kernel carries as one, of so many bytes each; 0: they are not.
-    pub fn carry_together(&mut self, gso_size: u32) {
-        self.gso_size = gso_size;
-    }
-
-    fn set_budget(&mut self, index: u32, with: Budget) -> Result<()> {
-        let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
-        Ok(self.budget.set(index, PerCpuValues::try_from(all)?, 0)?)
-    }
-
-    fn refill(&mut self, with: Budget) -> Result<()> {
-        for index in 0..self.budget.len() {
-            self.set_budget(index, with)?;
-        }
-        Ok(())
     }
 
     /// Flows move to the maps of `layout` from another's.
