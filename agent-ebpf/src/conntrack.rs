@@ -260,6 +260,13 @@ pub fn whole(work: &mut Work, flow: &Flow) -> u32 {
     0
 }
 
+/// Forgets the flow whose entry was found under `work.tuple`, or what is left of it.
+#[inline(never)]
+pub fn forget_found(work: &mut Work, flow: &Flow) -> u32 {
+    whole(work, flow);
+    forget(work)
+}
+
 /// Forgets a flow, in whichever table it is. The keys stand in `work`.
 #[inline(never)]
 pub fn forget(work: &mut Work) -> u32 {

@@ -7,7 +7,9 @@ use agent_common::{
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    conntrack::{backend_holds, close, forget, judged, partner, promote, reopens, touch, whole},
+    conntrack::{
+        backend_holds, close, forget_found, judged, partner, promote, reopens, touch, whole,
+    },
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
     flow::{Opened, midstream, open},
     gate::{hand_over, moving, opens},
@@ -111,7 +113,6 @@ pub fn new(ctx: &TcContext) -> i32 {
         // SAFETY: a map value; see `established`.
         let flow = unsafe { &mut *flow };
         succeed(work, flow);
-        let whole = whole(work, flow) != 0;
         // Opened when nobody had the service's address yet, from either end: it would never come to a backend. (Answers to one's own service have a backend.)
         let untranslated = flow.backend == NO_BACKEND
             && !crate::mutant::removed!("untranslated")
@@ -120,8 +121,8 @@ pub fn new(ctx: &TcContext) -> i32 {
             if backend_holds(flow, work.tuple.protocol) {
                 // Without the half that knows its answers they would come as the backend sends them, for as long as this packet's like keep
                 // the flow alive. An answer without the opener's half still finds its way, and begins nothing.
-                if whole
-                    || flow.flags & flow_flag::REPLY != 0
+                if flow.flags & flow_flag::REPLY != 0
+                    || whole(work, flow) != 0
                     || crate::mutant::removed!("half-of-a-flow")
                 {
                     return known(ctx, work, flow);
@@ -133,12 +134,12 @@ pub fn new(ctx: &TcContext) -> i32 {
                 // The client learns at once, and connects anew.
                 work.forward = *flow;
                 work.reason = Reason::BackendGone as u32;
-                forget(work);
+                forget_found(work, flow);
                 return refuse(ctx, work);
             }
         }
         // The address moved to another link, the flow is over, its backend is gone, or half of it is: begin anew.
-        forget(work);
+        forget_found(work, flow);
     } else if !opens(work) {
         let moving = moving();
         // Nobody but an opener sends to a service.

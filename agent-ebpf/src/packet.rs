@@ -279,7 +279,7 @@ pub fn parse(ctx: &TcContext, header: &mut Header) -> Parsed {
 /// `gro_ipv4_max_size`): the total length in an IPv4 header is zero then, and the kernel believes the frame (`skb_ip_totlen` in linux/ip.h). In IPv6 they are
 /// jumbograms, see [`crate::extension::end_of`].
 #[inline(always)]
-pub fn is_carried_together(ctx: &TcContext) -> bool {
+fn is_carried_together(ctx: &TcContext) -> bool {
     skb(ctx).gso_size != 0
 }
 

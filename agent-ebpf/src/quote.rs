@@ -63,9 +63,6 @@ pub fn end(ctx: &TcContext, v4: bool) -> Option<u32> {
     let length = packet::at::<u16>(ctx, L3 + if v4 { 2 } else { 4 })?;
     // SAFETY: `at` has checked the bounds.
     let length = u16::from_be(unsafe { *length }) as u32;
-    if v4 && length == 0 && packet::is_carried_together(ctx) {
-        return Some(ctx.len());
-    }
     Some(L3 + length + if v4 { 0 } else { V6_HEADER })
 }
 

@@ -205,6 +205,8 @@ fn write_v6(ctx: &TcContext, work: &Work, kind: u8, payload: u32) -> Option<()> 
 fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
     // Before the transport's bounds are checked: from those the compiler would derive these, and the verifier cannot.
     let end = end(ctx, work.v4 != 0)?;
+    // No length says how much it is that the kernel carries together: see `packet::is_carried_together` and `extension::end_of`.
+    let end = if end < work.l4 { ctx.len() } else { end };
     let segment = packet::at_transport::<[u32; 5]>(ctx, work.l4)?;
     // SAFETY: `at` has checked the bounds.
     let segment = unsafe { *segment };
