@@ -40,8 +40,8 @@ reasons! {
     PolicyIngress = 2, "policy-ingress";
     /// A pod sent from an address that is not its own.
     SourceSpoofed = 3, "source-spoofed";
-    /// A packet from the uplink bore a source that cannot be there: this node's, a local pod's, a ClusterIP, unspecified, loopback, multicast; or
-    /// somebody else's packet bore the tuple of a flow of this host's.
+    /// A packet from the uplink bore a source that cannot be there: this node's, a local pod's, a ClusterIP, unspecified, loopback, multicast;
+    /// somebody else's packet bore the tuple of a flow of this host's; or a service's answer came whose flow has lost the half that asked.
     SourceMartian = 4, "source-martian";
     /// A header is cut short or contradicts itself.
     Malformed = 5, "malformed";

@@ -6,10 +6,12 @@ use agent_common::{
 };
 
 use crate::{
+    gate::moving,
     maps::{CONNTRACK, UNREPLIED},
     packet::{begins, tcp},
     report::{count, count_many, now},
     sctp::learn_from_answer,
+    service::own,
     tables::{Maps, epoch, has_room, pod, take_share},
     work::Work,
 };
@@ -229,6 +231,40 @@ pub fn promote(work: &mut Work) -> u32 {
         count(Count::FlowReplied);
     }
     1
+}
+
+/// Puts the keys of the flow whose entry was found under `work.tuple` into the working memory, and tells whether its other half is there.
+///
+/// 0: the kernel has evicted that one alone, for it evicts one entry at a time, and what stands in its place, if anything does, is another flow's: `work.reply_key`
+/// does not name it then, so that [`forget`] takes away no more than the half. While flows move here from the tables of another layout, the other
+/// half may be on its way.
+#[inline(never)]
+pub fn whole(work: &mut Work, flow: &Flow) -> u32 {
+    work.forward_key = work.tuple;
+    work.reply_key = partner(flow, work.tuple.protocol);
+    let found = match entry(&work.reply_key) {
+        Some(found) => Some(found),
+        // Another CPU may have promoted it between those two looks.
+        None => CONNTRACK.get_ptr_mut(&work.reply_key),
+    };
+    if let Some(other) = found
+        // SAFETY: a map value; its ends never change.
+        && own(work, unsafe { &*other })
+    {
+        return 1;
+    }
+    if moving() != 0 {
+        return 1;
+    }
+    work.reply_key = work.tuple;
+    0
+}
+
+/// Forgets the flow whose entry was found under `work.tuple`, or what is left of it.
+#[inline(never)]
+pub fn forget_found(work: &mut Work, flow: &Flow) -> u32 {
+    whole(work, flow);
+    forget(work)
 }
 
 /// Forgets a flow, in whichever table it is. The keys stand in `work`.

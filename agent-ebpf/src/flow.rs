@@ -7,7 +7,7 @@ use agent_common::{
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 
 use crate::{
-    conntrack::{forget, partner},
+    conntrack::partner,
     maps::{CONNTRACK, UNREPLIED},
     nat::set_deltas,
     policy::{judge, slot_of},
@@ -251,12 +251,4 @@ extern "C" fn take_up(ctx: *mut __sk_buff, work: *mut Work, ifindex: u32) -> u32
         return Reason::Midstream as u32;
     }
     work.reason
-}
-
-/// Removes what is left of the flow whose entry was found under `work.tuple` (or its reverse).
-#[inline(always)]
-pub fn forget_found(work: &mut Work, flow: &Flow, key: &Tuple) {
-    work.forward_key = *key;
-    work.reply_key = partner(flow, key.protocol);
-    forget(work);
 }

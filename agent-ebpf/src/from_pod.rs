@@ -7,9 +7,11 @@ use agent_common::{
 use aya_ebpf::programs::TcContext;
 
 use crate::{
-    conntrack::{backend_holds, close, judged, partner, promote, reopens, touch},
+    conntrack::{
+        backend_holds, close, forget_found, judged, partner, promote, reopens, touch, whole,
+    },
     deliver::{DROP, NEXT, deliver, drop_packet, refuse, tail_call},
-    flow::{Opened, forget_found, midstream, open},
+    flow::{Opened, midstream, open},
     gate::{hand_over, moving, opens},
     maps::{CONNTRACK, UNREPLIED},
     packet::{Header, Parsed, arp_sender, at_transport, parse, skb, tcp},
@@ -111,31 +113,33 @@ pub fn new(ctx: &TcContext) -> i32 {
         // SAFETY: a map value; see `established`.
         let flow = unsafe { &mut *flow };
         succeed(work, flow);
-        // Opened when nobody had the service's address yet: it would never come to a backend.
+        // Opened when nobody had the service's address yet, from either end: it would never come to a backend. (Answers to one's own service have a backend.)
         let untranslated = flow.backend == NO_BACKEND
-            && flow.flags & flow_flag::REPLY == 0
             && !crate::mutant::removed!("untranslated")
             && is_cluster_ip(&work.tuple.destination);
         if flow.ifindex == work.ifindex && !reopens(flow, work.tcp_flags) && !untranslated {
             if backend_holds(flow, work.tuple.protocol) {
-                return known(ctx, work, flow);
-            }
-            if work.tuple.protocol == protocol::TCP
+                // Without the half that knows its answers they would come as the backend sends them, for as long as this packet's like keep
+                // the flow alive. An answer without the opener's half still finds its way, and begins nothing.
+                if flow.flags & flow_flag::REPLY != 0
+                    || whole(work, flow) != 0
+                    || crate::mutant::removed!("half-of-a-flow")
+                {
+                    return known(ctx, work, flow);
+                }
+            } else if work.tuple.protocol == protocol::TCP
                 && work.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
                 && !follows(work)
             {
                 // The client learns at once, and connects anew.
                 work.forward = *flow;
-                work.forward_key = work.tuple;
                 work.reason = Reason::BackendGone as u32;
-                let key = work.tuple;
-                forget_found(work, flow, &key);
+                forget_found(work, flow);
                 return refuse(ctx, work);
             }
         }
-        // The address moved to another link, the flow is over, or its backend is gone: begin anew.
-        let key = work.tuple;
-        forget_found(work, flow, &key);
+        // The address moved to another link, the flow is over, its backend is gone, or half of it is: begin anew.
+        forget_found(work, flow);
     } else if !opens(work) {
         let moving = moving();
         // Nobody but an opener sends to a service.

@@ -275,6 +275,14 @@ pub fn parse(ctx: &TcContext, header: &mut Header) -> Parsed {
     }
 }
 
+/// Whether the packet is several that the kernel carries as one. Of TCP they may be more than 64 KiB since Linux 6.3 (`gso_ipv4_max_size`,
+/// `gro_ipv4_max_size`): the total length in an IPv4 header is zero then, and the kernel believes the frame (`skb_ip_totlen` in linux/ip.h). In IPv6 they are
+/// jumbograms, see [`crate::extension::end_of`].
+#[inline(always)]
+fn is_carried_together(ctx: &TcContext) -> bool {
+    skb(ctx).gso_size != 0
+}
+
 #[inline(always)]
 fn parse_v4(ctx: &TcContext, header: &mut Header) -> Parsed {
     // Version, header length, total length; then fragment word; then time to live and protocol; then addresses.
@@ -292,16 +300,20 @@ fn parse_v4(ctx: &TcContext, header: &mut Header) -> Parsed {
         Address::from_words([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), words[4]]);
     let kind = words[2].to_ne_bytes()[1];
     header.tuple.protocol = kind;
-    let total = u16::from_be_bytes([first[2], first[3]]) as u32;
+    // More fragments, or an offset: everything of the word but "don't fragment" and the reserved bit.
+    let fragment = words[1].to_ne_bytes();
+    let whole = (fragment[2] & 0x3f) | fragment[3] == 0;
+    let mut total = u16::from_be_bytes([first[2], first[3]]) as u32;
+    if total == 0 && whole && kind == protocol::TCP && is_carried_together(ctx) {
+        total = ctx.len() - L3;
+    }
     if first[0] >> 4 != 4 || ihl < Ipv4Hdr::LEN as u32 || total < ihl || total + L3 > ctx.len() {
         return Parsed::Unjudged(Reason::Malformed);
     }
     // Options lie between, and nothing is asked of them: a source route (RFC 791 3.1) is judged by the destination that the packet shows,
     // and neither this host nor a pod follows it unless somebody sets `accept_source_route`; a pod that did would send from a source not its own.
     header.l4 = L3 + ihl;
-    // More fragments, or an offset: everything of the word but "don't fragment" and the reserved bit.
-    let fragment = words[1].to_ne_bytes();
-    if (fragment[2] & 0x3f) | fragment[3] != 0 {
+    if !whole {
         return Parsed::Walk(slot::FRAGMENT);
     }
     transport(ctx, header, kind, total - ihl, words[2].to_ne_bytes()[0])

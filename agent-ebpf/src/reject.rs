@@ -12,7 +12,7 @@
 //!
 //! A checksum that the sender left to its device stays marked as such, and with it the answer; whoever is on the same machine takes it so.
 
-use agent_common::{Count, budget, event_kind, hook, limits, protocol};
+use agent_common::{Count, Reason, budget, event_kind, hook, limits, protocol};
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     helpers::{
@@ -22,7 +22,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    deliver::DROP,
+    deliver::{DROP, drop_packet},
     packet::{self, L3, skb, tcp},
     quote::end,
     report::{allowance, count, count_drop, dropped, event, logged},
@@ -58,15 +58,13 @@ pub fn answer(ctx: &TcContext) -> i32 {
         dropped(ctx, work);
         return DROP;
     }
-    logged(ctx, work);
-    count_drop(work.hook, work.reason, work.length);
-    event(work, event_kind::REJECT as u32);
     if !allowance(
         budget::REJECTS,
         limits::REJECTS_PER_SECOND,
         limits::REJECTS_PER_SECOND,
     ) {
         count(Count::RejectSuppressed);
+        dropped(ctx, work);
         return DROP;
     }
     let done = if work.tuple.protocol == protocol::TCP {
@@ -75,8 +73,12 @@ pub fn answer(ctx: &TcContext) -> i32 {
         unreachable(ctx, work)
     };
     if done.is_none() {
-        return DROP;
+        return drop_packet(ctx, work, Reason::RewriteFailed);
     }
+    // Told only now: whoever reads of a rejection may take it that the sender knows.
+    logged(ctx, work);
+    count_drop(work.hook, work.reason, work.length);
+    event(work, event_kind::REJECT as u32);
     // SAFETY: these take numbers only.
     unsafe {
         if work.hook == hook::FROM_UPLINK {
@@ -203,6 +205,8 @@ fn write_v6(ctx: &TcContext, work: &Work, kind: u8, payload: u32) -> Option<()> 
 fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
     // Before the transport's bounds are checked: from those the compiler would derive these, and the verifier cannot.
     let end = end(ctx, work.v4 != 0)?;
+    // No length says how much it is that the kernel carries together: see `packet::is_carried_together` and `extension::end_of`.
+    let end = if end < work.l4 { ctx.len() } else { end };
     let segment = packet::at_transport::<[u32; 5]>(ctx, work.l4)?;
     // SAFETY: `at` has checked the bounds.
     let segment = unsafe { *segment };
@@ -222,9 +226,21 @@ fn reset(ctx: &TcContext, work: &Work) -> Option<()> {
         )
     };
     let header = if work.v4 != 0 { V4_HEADER } else { V6_HEADER };
-    // SAFETY: the context is the kernel's own; the helper keeps what it must.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, L3 + header + TCP_HEADER, 0) } != 0 {
-        return None;
+    // IPv4's options, or IPv6's extension headers.
+    let between = work.l4.saturating_sub(L3 + header);
+    // First what is behind the header, then what is before it: the kernel cuts off nothing that a checksum which is left to the device is made of, up to the
+    // checksum itself (`__bpf_skb_min_len` in net/core/filter.c), and that of TCP stands in the header's last words.
+    // SAFETY: the context is the kernel's own; the helpers keep what they must.
+    unsafe {
+        if bpf_skb_change_tail(ctx.skb.skb, work.l4 + TCP_HEADER, 0) != 0 {
+            return None;
+        }
+        if between != 0
+            && !crate::mutant::removed!("reset-options")
+            && bpf_skb_adjust_room(ctx.skb.skb, -(between as i32), BPF_ADJ_ROOM_MAC, 0) != 0
+        {
+            return None;
+        }
     }
     swap_macs(ctx)?;
     let l4 = if work.v4 != 0 {

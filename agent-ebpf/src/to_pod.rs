@@ -1,7 +1,9 @@
 //! What reaches a pod through the stack: TC egress of the host's side of its link. Packets show what they are after
 //! translation, so the entry is found by the reverse tuple, and says what the other direction does.
 
-use agent_common::{Flow, NO_SLOT, Reason, THIS_HOST, flow_flag, hook, lookup::Tables, protocol};
+use agent_common::{
+    Flow, NO_SLOT, Reason, THIS_HOST, address_kind, flow_flag, hook, lookup::Tables, protocol,
+};
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 
 use crate::{
@@ -60,11 +62,16 @@ pub fn borrowed(ctx: &TcContext, flow: &Flow) -> bool {
 /// a backend on it, or one that the stack has just taken its masquerade from (at the uplink it was for this host). `enters` is what its entry says
 /// of where it enters.
 ///
+/// A packet that begins a connection answers nothing: it is judged as what it opens. Nor need new flows pay for the look.
+///
 /// Not 0: it is. The opener's entry is under `work.forward_key`, and a copy of the answers' in `work.reply`. A function of its own, for its place
 /// on the stack.
 #[inline(never)]
 fn answers(work: &mut Work, enters: u32) -> u32 {
     const ANSWER: u32 = flow_flag::REPLY | flow_flag::TRANSLATE;
+    if opens(work) && !crate::mutant::removed!("opening-answers") {
+        return 0;
+    }
     let Some(found) = entry(&work.tuple) else {
         return 0;
     };
@@ -213,7 +220,15 @@ pub fn new(ctx: &TcContext) -> i32 {
             Opened::Again => look_again(ctx, work),
         };
     }
-    let enters = match slot_of(Maps.address(&work.tuple.source)) {
+    let source = Maps.address(&work.tuple.source);
+    if matches!(source, Some(entry) if entry.kind == address_kind::CLUSTER_IP)
+        && !crate::mutant::removed!("service-opens")
+    {
+        // Nobody has that address but services, which answer and begin nothing: the opener's half was evicted alone. What is opened here instead would
+        // pass the client's next packets on to the service's address as they are; now they begin anew.
+        return drop_packet(ctx, work, Reason::SourceMartian);
+    }
+    let enters = match slot_of(source) {
         NO_SLOT => 0,
         slot => pod(slot).map_or(0, |opener| opener.ifindex),
     };

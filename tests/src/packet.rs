@@ -13,6 +13,7 @@
 //! goes) is the lab's.
 
 pub mod address;
+mod budgets;
 pub mod build;
 pub mod bulk;
 pub mod crc32c;

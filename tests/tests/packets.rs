@@ -33,6 +33,8 @@ mod extensions;
 mod fragments;
 #[path = "packets/hairpin.rs"]
 mod hairpin;
+#[path = "packets/halves.rs"]
+mod halves;
 #[path = "packets/hooks.rs"]
 mod hooks;
 #[path = "packets/icmp.rs"]

@@ -6,12 +6,12 @@ mod observe;
 
 use std::collections::HashMap;
 
-use agent_common::{Count, address_kind, hook};
+use agent_common::{Count, address_kind, event_kind, hook};
 use anyhow::{Context, Result};
 
 use super::coverage::Coverage;
 use super::model::cluster::Who;
-use super::model::{Arrival, Expected, Model, Verdict};
+use super::model::{Arrival, Expected, Model, Told, Verdict};
 use super::step::{By, Edit, Origin, PacketStep, Place, Step};
 use super::wire;
 use crate::packet::address::Family;
@@ -305,6 +305,15 @@ impl Machine {
         } else {
             &expected.frame
         };
+        // Nobody was answered then, and so it is told.
+        let told = if suppressed {
+            expected.told.map(|told| Told {
+                kind: event_kind::DROP,
+                ..told
+            })
+        } else {
+            expected.told
+        };
         let difference = |what: &str| {
             let reason = |told: Option<_>| format!("{told:?}");
             Some(Difference {
@@ -327,7 +336,7 @@ impl Machine {
         }
         if self.spent && observed.told.is_none() && expected.told.is_some() {
             self.silent += 1;
-        } else if observed.told != expected.told || observed.more {
+        } else if observed.told != told || observed.more {
             return difference("event");
         }
         if observed

@@ -8,6 +8,7 @@
 //! | [`held`] | does a connection that is open stay open, and when did it first fail |
 //! | [`stream`] | is any number of a UDP stream lost, doubled or overtaken |
 //! | [`unconnected`] | does a datagram from an unconnected socket get its answer |
+//! | [`optioned`] | what becomes of a connection whose packets bear options of IP |
 //! | [`raw`] | what happens to a frame made by hand |
 //! | [`counters`] | what the kernel counted in a namespace |
 //!
@@ -19,6 +20,7 @@ pub mod attempt;
 pub mod connects;
 pub mod counters;
 pub mod held;
+pub mod optioned;
 pub mod outcome;
 pub mod probe;
 pub mod raw;

@@ -13,6 +13,7 @@ use super::world::World;
 const CONTEXT: usize = 192;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
+const GSO_SIZE: usize = 176;
 /// Room for a packet that grew.
 const ROOM: usize = 4096;
 
@@ -31,6 +32,7 @@ impl World {
         let mut context = [0; CONTEXT];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress.to_ne_bytes());
+        context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&self.gso_size.to_ne_bytes());
         let mut frame = vec![0; ROOM];
         let program = self.ebpf.program(program).context("no such program")?;
         let program: &SchedClassifier = program.try_into()?;
@@ -45,6 +47,11 @@ impl World {
         frame.truncate(usize::try_from(result.data_size_out)?);
         // The kernel hands the program's 32 bits back without their sign.
         Ok((result.return_value.cast_signed(), frame))
+    }
+
+    /// From now on packets are several that the kernel carries as one, of so many bytes each; 0: they are not.
+    pub fn carry_together(&mut self, gso_size: u32) {
+        self.gso_size = gso_size;
     }
 
     /// Interface of the uplink.

@@ -12,11 +12,10 @@ use agent_common::{
 };
 use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::util::nr_cpus;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf};
 
 use super::address::Family;
-use super::{flows, links, object};
+use super::{links, object};
 
 /// Index of the uplink among the interfaces.
 const UPLINK: usize = 0;
@@ -80,7 +79,7 @@ pub struct World {
     pub(super) rules: LpmTrie<MapData, RuleKey, Verdict>,
     pub(super) counters: PerCpuArray<MapData, Counter>,
     pub(super) events: RingBuf<MapData>,
-    budget: PerCpuArray<MapData, Budget>,
+    pub(super) budget: PerCpuArray<MapData, Budget>,
     pods: Array<MapData, Pod>,
     shares: Array<MapData, Share>,
     link_slots: HashMap<MapData, u32, LinkEntry>,
@@ -93,6 +92,8 @@ pub struct World {
     gate_word: Array<MapData, u64>,
     /// Whether each run takes the events out of the ring.
     pub(super) reading: bool,
+    /// See [`World::carry_together`].
+    pub(super) gso_size: u32,
     next_pool: u32,
     next_backend: u32,
     next_identity: u32,
@@ -166,6 +167,7 @@ impl World {
             gate_word: Array::try_from(take(&mut ebpf, "gate_word")?)?,
             ebpf,
             reading: true,
+            gso_size: 0,
             next_pool: 0,
             next_backend: 0,
             next_identity: FIRST_IDENTITY,
@@ -200,6 +202,7 @@ impl World {
         object::fill(&self.ebpf, &mut self.programs)?;
         self.tell()?;
         self.reading = true;
+        self.gso_size = 0;
         self.next_pool = 0;
         self.next_backend = 0;
         self.next_identity = FIRST_IDENTITY;
@@ -401,25 +404,6 @@ impl World {
             let head = w.heads.get(&service.pool, 0)?;
             Ok(w.slots.set(head.first + index, Slot { backend }, 0)?)
         });
-    }
-
-    /// Spends the budgets of events and refusals on every CPU. They fill again with the next tick of the coarse clock, a few
-    /// milliseconds later.
-    pub fn spend_budgets(&mut self) {
-        self.must(|w| {
-            w.refill(Budget {
-                tokens: 0,
-                refilled_ns: flows::now_ns(),
-            })
-        });
-    }
-
-    fn refill(&mut self, with: Budget) -> Result<()> {
-        for index in 0..self.budget.len() {
-            let all = vec![with; nr_cpus().map_err(|(_, error)| error)?];
-            self.budget.set(index, PerCpuValues::try_from(all)?, 0)?;
-        }
-        Ok(())
     }
 
     /// Flows move to the maps of `layout` from another's.

@@ -17,6 +17,7 @@ mod masquerade;
 mod node_parts;
 mod offloads;
 mod one_cgroup;
+mod options;
 mod policies;
 mod pressure;
 mod random;

@@ -24,7 +24,7 @@ const UNKNOWN_PORT: u16 = 81;
 /// The names of the backends.
 pub(crate) const BACKENDS: [&str; 3] = ["backend-1", "backend-2", "backend-3"];
 /// A refusal is there at once: far below the second after which a SYN would be sent again.
-const AT_ONCE: Duration = Duration::from_millis(500);
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A client and three backends behind the service `web`.
 pub(crate) fn web(arguments: &[&str]) -> Result<Scene> {

@@ -66,6 +66,7 @@ fn rows() -> impl Iterator<Item = &'static &'static Row> {
         super::extensions::ROWS,
         super::fragments::ROWS,
         super::hairpin::ROWS,
+        super::halves::ROWS,
         super::hooks::ROWS,
         super::icmp::ROWS,
         super::masquerade::ROWS,

@@ -87,6 +87,25 @@ rows! {
         w.to_pod(&a, Via::Uplink, &Packet::udp(far, a.at(40000))).dropped(hook::TO_POD, Reason::PolicyIngress);
     }
 
+    // Fails with mutant "opening-answers".
+    BOTH what_begins_a_connection_answers_nothing(w) {
+        let a = w.pod(1);
+        let far = at(w.family.outside(1), 443);
+        let host = at(w.family.host(), 8080);
+        let vips = [at(w.family.cluster_ip(1), 443), at(w.family.cluster_ip(2), 443)];
+        for (vip, backend) in vips.into_iter().zip([far, host]) {
+            w.service(vip, 6, &[backend]);
+            w.from_pod(&a, &Packet::syn(a.at(40000), vip)).passes().shows(a.at(40000), backend);
+        }
+        w.isolate_ingress(&a, INGRESS);
+        // It would open a connection of its backend's own, which is judged as one.
+        w.to_pod(&a, Via::Uplink, &Packet::syn(far, a.at(40000))).dropped(hook::TO_POD, Reason::PolicyIngress);
+        // The host reaches its pods whatever policy says, as itself.
+        w.to_pod(&a, Via::Host, &Packet::syn(host, a.at(40000))).passes_untouched().counted(Count::FlowReplied, 0);
+        w.to_pod(&a, Via::Uplink, &Packet::syn_ack(far, a.at(40000))).passes().shows(vips[0], a.at(40000));
+        w.to_pod(&a, Via::Host, &Packet::syn_ack(host, a.at(40000))).passes().shows(vips[1], a.at(40000));
+    }
+
     BOTH half_of_its_flow_vouches_for_nothing(w) {
         let a = w.pod(1);
         let far = at(w.family.outside(1), 53);

@@ -14,9 +14,13 @@ rows! {
         let (a, b) = (w.pod(1), w.pod(2));
         let vip = at(w.family.cluster_ip(1), 80);
         w.service(vip, 6, &[b.at(8080)]);
-        w.isolate_ingress(&a, SET);
-        w.to_pod(&a, Via::Uplink, &Packet::ack(vip, a.at(40000))).dropped(hook::TO_POD, Reason::Midstream);
-        assert_eq!(w.entries(), 0);
+        for isolated in [false, true] {
+            if isolated {
+                w.isolate_ingress(&a, SET);
+            }
+            w.to_pod(&a, Via::Uplink, &Packet::ack(vip, a.at(40000))).dropped(hook::TO_POD, Reason::SourceMartian);
+            assert_eq!(w.entries(), 0);
+        }
     }
 
     BOTH the_middle_of_a_connection_is_taken_up_in_its_own_orientation_and_in_the_stack(w) {

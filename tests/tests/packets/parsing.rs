@@ -96,6 +96,33 @@ fn isolated(
 }
 
 rows! {
+    // Linux carries TCP segments together that are longer than IPv4's length can say, and writes a zero.
+    V4 segments_carried_together_may_leave_their_length_open(w) {
+        let (a, b) = (w.pod(1), w.pod(2));
+        let vip = at(w.family.cluster_ip(1), 80);
+        w.service(vip, 6, &[b.at(8080)]);
+        w.service(vip, 17, &[b.at(8080)]);
+        w.from_pod(&a, &Packet::syn(a.at(40000), vip)).delivered_to(&b);
+        w.from_pod(&b, &Packet::syn_ack(b.at(8080), a.at(40000))).delivered_to(&a);
+        let open = |packet: Packet| packet.data(&[7; 1000]).damage(ETHERNET + 2, 0).damage(ETHERNET + 3, 0);
+        let (more, datagram) = (open(Packet::ack(a.at(40000), vip)), open(Packet::udp(a.at(40000), vip)));
+        for packet in [&more, &datagram] {
+            w.from_pod(&a, packet).dropped(hook::FROM_POD, Reason::Malformed);
+        }
+        w.carry_together(100);
+        // The established flow's own program, and the one for the rare cases.
+        let expected = Packet::ack(a.at(40000), b.at(8080)).data(&[7; 1000]).bytes();
+        for fast in [true, false] {
+            let out = w.from_pod(&a, &more).redirected();
+            // The ends, and TCP's own checksum, which covers no length but what the frame says.
+            assert_eq!(out.frame[ETHERNET + 12..], expected[ETHERNET + 12..], "fast: {fast}");
+            w.raise_epoch(&a);
+        }
+        for packet in [datagram, open(Packet::ack(a.at(40000), vip).fragment(0, true)), open(Packet::ack(a.at(40000), vip).fragment(1, false))] {
+            w.from_pod(&a, &packet).dropped(hook::FROM_POD, Reason::Malformed);
+        }
+    }
+
     BOTH a_pod_under_policy_sends_nothing_that_cannot_be_judged(w) {
         let (a, b) = isolated(w, false);
         for (packet, reason) in unjudged(a.address, b.address) {

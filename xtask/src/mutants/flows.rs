@@ -89,4 +89,24 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "agent-ebpf/src/conntrack.rs: a flow that was judged for nobody at the pod's end is judged there again",
         "unknown::an_entry_that_knows_no_slot_at_the_pods_end_is_judged_with_the_next_packet",
     ),
+    packets(
+        "service-opens",
+        "agent-ebpf/src/to_pod.rs: a service's answer whose flow has lost its opener's half opens nothing in its stead",
+        "halves::a_service_opens_nothing",
+    ),
+    packets(
+        "half-of-a-flow",
+        "agent-ebpf/src/from_pod.rs: an opener's packets begin anew where nothing would know their answers",
+        "halves::the_openers_half_alone_begins_anew",
+    ),
+    packets(
+        "opening-answers",
+        "agent-ebpf/src/to_pod.rs: what begins a connection is no answer, but judged as what it opens",
+        "masquerade::what_begins_a_connection_answers_nothing",
+    ),
+    packets(
+        "reset-options",
+        "agent-ebpf/src/reject.rs: what stands between the headers is taken out of a segment before it becomes its reset",
+        "reject::a_segment_with_ip_options_is_reset",
+    ),
 ];

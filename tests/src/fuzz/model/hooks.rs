@@ -202,11 +202,19 @@ impl Model {
                 half.enters = at.ifindex;
             }
             let half = *half;
-            // Opened when nobody had the service's address yet.
-            let untranslated =
-                half.backend.is_none() && !half.reply && self.cluster.is_cluster_ip(ends.to.ip());
+            // The other half, which the kernel may have evicted alone; what has its place then is another flow's, and stays.
+            let partner = half.partner(ends.protocol);
+            let whole = self
+                .flows
+                .find(&partner)
+                .is_some_and(|other| other.partner(ends.protocol) == ends);
+            let partner = if whole { partner } else { ends };
+            // Opened when nobody had the service's address yet, by either end.
+            let untranslated = half.backend.is_none() && self.cluster.is_cluster_ip(ends.to.ip());
             if half.enters == at.ifindex && !reopens(&half, &at.wire) && !untranslated {
-                if self.backend_holds(&half, ends.protocol) {
+                let holds = self.backend_holds(&half, ends.protocol);
+                // Of half a flow the opener's packets begin anew: nothing would take its answers for what they are.
+                if holds && (whole || half.reply) {
                     if !self.judged(&half, at.ifindex)
                         && let Err(reason) = self.rejudge(ends, here)
                     {
@@ -214,12 +222,13 @@ impl Model {
                     }
                     return self.goes_on(at, ends);
                 }
-                if ends.protocol == wire::TCP && !at.wire.opens() && !at.wire.follows {
-                    self.forget(ends, half.partner(ends.protocol));
+                let middle = ends.protocol == wire::TCP && !at.wire.opens() && !at.wire.follows;
+                if !holds && middle {
+                    self.forget(ends, partner);
                     return self.refuses(at, Reason::BackendGone);
                 }
             }
-            self.forget(ends, half.partner(ends.protocol));
+            self.forget(ends, partner);
         }
         if at.wire.follows {
             // The flow of its first is not there any more, and it can open none.
@@ -332,6 +341,10 @@ impl Model {
                 self.unknown_to_pod(at, here, Reason::Fragment)
             };
         }
+        // A service's answer whose flow has lost its opener's half: services open nothing.
+        if !host && self.cluster.is_cluster_ip(at.wire.ends.from.ip()) {
+            return self.drops(at, Reason::SourceMartian);
+        }
         let ends = at.wire.ends.turned();
         let enters = match self.cluster.slot_of(at.wire.ends.from.ip()) {
             _ if host => THIS_HOST,
@@ -369,6 +382,9 @@ impl Model {
     /// The opener's ends, and the half by which this is to be translated, where it is a service's answer as its backend sent it. `enters` is where
     /// such answers enter.
     fn answers(&mut self, at: &Arrival<'_>, enters: u32) -> Option<(Ends, Half)> {
+        if at.wire.opens() {
+            return None;
+        }
         let ends = at.wire.ends;
         let half = self
             .flows

@@ -73,7 +73,7 @@ fn reset(at: &Arrival<'_>) -> Vec<u8> {
         ])
     };
     let headers = wire.header + usize::from(segment[12] >> 4) * 4;
-    let data = u32::try_from(wire.said.saturating_sub(headers)).unwrap_or(0);
+    let data = u32::try_from(wire.total.saturating_sub(headers)).unwrap_or(0);
     let occupied =
         data + u32::from(wire.flags & wire::SYN != 0) + u32::from(wire.flags & wire::FIN != 0);
     let (sequence, acknowledgement, flags) = if wire.flags & wire::ACK != 0 {
