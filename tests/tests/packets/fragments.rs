@@ -450,6 +450,7 @@ rows! {
         let parts = large(Packet::udp(a.at(40000), b.at(53)));
         w.from_pod(&a, &parts[1]).dropped_untold(hook::FROM_POD, Reason::RewriteFailed);
         w.to_pod(&b, Via::Uplink, &parts[1]).dropped_untold(hook::TO_POD, Reason::RewriteFailed);
+        let parts = large(Packet::udp(at(w.family.outside(1), 40000), b.at(53)));
         w.from_uplink(&parts[1]).dropped_untold(hook::FROM_UPLINK, Reason::RewriteFailed);
         // A connection that began here has its fragments here.
         w.from_pod(&a, &Packet::syn(a.at(40000), b.at(80))).delivered_to(&b);
