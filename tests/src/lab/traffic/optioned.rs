@@ -45,13 +45,13 @@ impl Options {
     fn as_sockopt(self) -> (libc::c_int, libc::c_int, Vec<u8>) {
         /// IPv4's "no operation".
         const NOTHING: u8 = 1;
-        /// Type of IPv6's padding of several bytes (RFC 8200 4.2).
-        const PAD: u8 = 1;
+        /// An experimental option of IPv6 that is skipped by whoever does not know it (RFC 4727 3.3). (Of padding Linux takes seven bytes and no more.)
+        const SKIPPED: u8 = 0x1e;
         let header = |units: u8| {
             let bytes = units * 8;
             let mut header = vec![0; usize::from(bytes)];
-            // The kernel writes the next header; the length is in units behind the first; padding fills the rest.
-            header[1..4].copy_from_slice(&[units - 1, PAD, bytes - 4]);
+            // The kernel writes the next header; the length is in units behind the first; one option fills the rest.
+            header[1..4].copy_from_slice(&[units - 1, SKIPPED, bytes - 4]);
             header
         };
         match self {
