@@ -7,6 +7,7 @@ use tests::packet::address::at;
 use tests::packet::build::{Packet, tcp};
 use tests::packet::flows::{now, tuple};
 use tests::packet::outcome::Via;
+use tests::packet::world::World;
 
 /// Between two looks at the clock: longer than from one interrupt of any kernel's timer to the next (10 ms at 100 a second).
 const LOOK: Duration = Duration::from_millis(20);
