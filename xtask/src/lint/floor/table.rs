@@ -88,7 +88,7 @@ pub(super) const FETCHING_ATOMICS: &str = "atomic operations that fetch";
 /// A function that the verifier walks by itself, with a pointer to memory as its argument.
 pub(super) const GLOBAL_FUNCTIONS: &str = "global functions with pointers to memory";
 /// Read-only data of the object.
-pub(super) const DATA: &str = "global read-only data";
+pub(super) const DATA: &str = "global data";
 
 /// Every row.
 pub(super) fn rows() -> Vec<Row> {
