@@ -27,14 +27,17 @@ pub fn turn(frame: &[u8]) -> Vec<u8> {
             out[transport..transport + 2].copy_from_slice(&frame[transport + 2..transport + 4]);
             out[transport + 2..transport + 4].copy_from_slice(&frame[transport..transport + 2]);
         }
+        // The other family's is any protocol, and may have nothing behind its header.
         ICMP | ICMPV6 => {
-            out[transport] = match (wire.v4, frame[transport]) {
-                (true, 8) => 0,
-                (true, 0) => 8,
-                (false, 128) => 129,
-                (false, 129) => 128,
-                (_, other) => other,
-            };
+            if let Some(kind) = out.get_mut(transport) {
+                *kind = match (wire.v4, *kind) {
+                    (true, 8) => 0,
+                    (true, 0) => 8,
+                    (false, 128) => 129,
+                    (false, 129) => 128,
+                    (_, other) => other,
+                };
+            }
         }
         _ => {}
     }

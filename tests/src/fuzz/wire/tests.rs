@@ -72,6 +72,12 @@ fn an_answer_goes_back_and_its_answer_is_the_packet_again() {
             assert_eq!(turn(&answer), frame);
         }
     }
+    // The other family's ICMP, with nothing behind the header.
+    let family = Family::V6;
+    let empty = Packet::other(family.pod(1), family.pod(2), ICMP).data(&[]);
+    let frame = empty.bytes();
+    assert_eq!(frame.len(), ETHERNET + 40);
+    assert_eq!(turn(&turn(&frame)), frame);
 }
 
 /// A datagram of 40 bytes in three fragments, behind two extension headers where there can be any.
