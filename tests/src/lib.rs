@@ -2,7 +2,7 @@
 //!
 //! [`lab`] builds Kubernetes nodes and pods out of network namespaces and sends exact traffic through them;
 //! [`tour`] is what `cargo xtask run` shows in it;
-//! [`bench`] measures what packets, changes and starts cost;
+//! [`mod@bench`] measures what packets, changes and starts cost;
 //! [`soak`] holds two nodes under random changes, kills and traffic against the oracle;
 //! [`controlplane`] starts the real kube-apiserver, kube-controller-manager and etcd;
 //! [`fuzz`] holds the programs against a model, sequences of random packets long;

@@ -1,6 +1,6 @@
 //! Builds the programs with their switches, and runs each mutant's test without its mechanism and with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::test::{Outcome, gist, runner};
 /// The longest that one mutant's test may take.
 const BOUND: Duration = Duration::from_mins(10);
 /// Tests that need no root run so many at a time: most of them wait for nothing but a processor.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: u32 = 2;
 /// The property that takes minutes, and how many cases of it run with nothing removed: enough to say that the build with switches works. The
 /// unit tier has run them all.
 const LONG: &str = "plan::tests::crash::";
 const CONTROL: (&str, &str) = ("SLUICE_CASES", "1");
 
-/// One run of a mutant's test.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    mutant: &'static Mutant,
-    /// Whether its mechanism is removed; else the test must pass, since one that fails anyway proves nothing.
-    removed: bool,
+/// Tests of one target that run with nothing removed, in one go: each must pass, since one that fails anyway proves nothing.
+#[derive(Debug)]
+struct Control {
+    cargo: &'static [&'static str],
+    root: bool,
+    tests: Vec<&'static str>,
 }
 
 /// Runs the mutants whose name contains `only`, and each of their tests once more with nothing removed.
@@ -53,16 +53,8 @@ pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
     }
     println!("mutants: built in {} s", started.elapsed().as_secs());
 
-    let mut seen = BTreeSet::new();
-    let unbroken = chosen
-        .iter()
-        .filter(|mutant| seen.insert((mutant.cargo, mutant.test)))
-        .map(|mutant| (*mutant, false));
-    let runs = chosen.iter().map(|mutant| (*mutant, true)).chain(unbroken);
-    let (alone, beside): (Vec<Run>, Vec<Run>) = runs
-        .map(|(mutant, removed)| Run { mutant, removed })
-        .partition(|run| run.mutant.root);
-
+    let (alone, beside): (Vec<&Mutant>, Vec<&Mutant>) =
+        chosen.iter().partition(|mutant| mutant.root);
     let total = Mutex::new(Outcome::default());
     let waiting = Mutex::new(beside.into_iter());
     let next = || {
@@ -72,108 +64,158 @@ pub(crate) fn run(only: Option<&str>) -> Result<Outcome> {
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
-                while let Some(run) = next() {
-                    run.note(&total);
+                while let Some(mutant) = next() {
+                    mutant.note(&total);
                 }
             });
         }
     });
-    for run in alone {
-        run.note(&total);
+    for mutant in alone {
+        mutant.note(&total);
     }
     let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for control in controls(&chosen) {
+        control.note(&mut total);
+    }
     total.took = started.elapsed();
     Ok(total)
 }
 
-impl Run {
-    /// Runs the test, says what came of it, and counts it.
-    fn note(self, total: &Mutex<Outcome>) {
-        let Mutant {
+/// Each test once, by target; those that take minutes by themselves.
+fn controls(chosen: &[&'static Mutant]) -> Vec<Control> {
+    let mut groups: BTreeMap<(&[&str], bool), Control> = BTreeMap::new();
+    for mutant in chosen {
+        let of = (mutant.cargo, mutant.test.starts_with(LONG));
+        let control = groups.entry(of).or_insert_with(|| Control {
+            cargo: mutant.cargo,
+            root: mutant.root,
+            tests: Vec::new(),
+        });
+        if !control.tests.contains(&mutant.test) {
+            control.tests.push(mutant.test);
+        }
+    }
+    groups.into_values().collect()
+}
+
+impl Control {
+    /// Runs the tests, says what came of them, and counts them.
+    fn note(&self, total: &mut Outcome) {
+        let started = Instant::now();
+        let tier = Tier {
+            name: "nothing removed",
+            about: "",
+            cargo: self.cargo,
+            root: self.root,
+            threads: Some(if self.root { 1 } else { AT_A_TIME }),
+            needs: &[],
+            bound: BOUND,
+            least: 1,
+        };
+        let mut environment = vec![BUILD, (CHOICE, "")];
+        if self.tests.iter().all(|test| test.starts_with(LONG)) {
+            environment.push(CONTROL);
+        }
+        let mut filter = self.tests.clone();
+        filter.push("--exact");
+        let (outcome, mut printed) = runner::silently(&tier, &filter, &environment);
+        let took = started.elapsed().as_secs_f32();
+        let Some(why) = uncontrolled(&outcome, &self.tests) else {
+            println!(
+                "nothing removed: {} passed in {took:.1} s: {}",
+                outcome.passed,
+                self.tests.join(" ")
+            );
+            total.passed += outcome.passed;
+            return;
+        };
+        printed.iter().for_each(|line| println!("{line}"));
+        println!("nothing removed: NOT PASSED in {took:.1} s: {why}");
+        printed.insert(0, "---- nothing removed ----".to_owned());
+        total.told.extend(gist(&printed));
+        total.passed += outcome.passed;
+        total.trouble(format!("with nothing removed: {why}"));
+    }
+}
+
+/// Why tests with nothing removed did not come out as they should.
+fn uncontrolled(outcome: &Outcome, tests: &[&str]) -> Option<String> {
+    if !outcome.troubles.is_empty() {
+        return Some(outcome.troubles.join("; "));
+    }
+    if !outcome.failures.is_empty() {
+        return Some(format!("{} fails", outcome.failures.join(", ")));
+    }
+    let ran = (outcome.passed + outcome.failed) as usize;
+    (ran != tests.len()).then(|| format!("{ran} tests are called {}", tests.join(" or ")))
+}
+
+impl Mutant {
+    /// Runs its test without its mechanism, says what came of it, and counts it.
+    fn note(&self, total: &Mutex<Outcome>) {
+        let Self {
             name,
             removes,
             test,
             ..
-        } = self.mutant;
+        } = self;
         let started = Instant::now();
         let mut printed = Vec::new();
         let trouble = self.trouble(&mut printed);
         let took = started.elapsed().as_secs_f32();
         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.is_some() {
-            printed.iter().for_each(|line| println!("{line}"));
-            // For the end of the whole run.
-            printed.insert(0, format!("---- {test}, mutant {name} ----"));
-            total.told.extend(gist(&printed));
-        }
-        match (trouble, self.removed) {
-            (None, true) => println!("mutant {name}: caught in {took:.1} s by {test}"),
-            (None, false) => println!("nothing removed: passed in {took:.1} s: {test}"),
-            (Some(why), true) => {
-                println!("mutant {name}: NOT CAUGHT in {took:.1} s: {why}");
-                total.trouble(format!("mutant {name} ({removes}): {why}"));
-                return;
-            }
-            (Some(why), false) => {
-                println!("nothing removed: NOT PASSED in {took:.1} s: {why}");
-                total.trouble(format!("{test} with nothing removed: {why}"));
-                return;
-            }
-        }
-        total.passed += 1;
+        let Some(why) = trouble else {
+            println!("mutant {name}: caught in {took:.1} s by {test}");
+            total.passed += 1;
+            return;
+        };
+        printed.iter().for_each(|line| println!("{line}"));
+        // For the end of the whole run.
+        printed.insert(0, format!("---- {test}, mutant {name} ----"));
+        total.told.extend(gist(&printed));
+        println!("mutant {name}: NOT CAUGHT in {took:.1} s: {why}");
+        total.trouble(format!("mutant {name} ({removes}): {why}"));
     }
 
     /// Why the test did not come out as it should, if so; what it printed is kept.
-    fn trouble(self, printed: &mut Vec<String>) -> Option<String> {
-        let Mutant {
-            name, test, cargo, ..
-        } = *self.mutant;
-        if self.removed && cargo == SOAK {
-            return soak::uncaught(name, BOUND, printed);
+    fn trouble(&self, printed: &mut Vec<String>) -> Option<String> {
+        if self.cargo == SOAK {
+            return soak::uncaught(self.name, BOUND, printed);
         }
         let tier = Tier {
-            name,
-            about: self.mutant.removes,
-            cargo,
-            root: self.mutant.root,
+            name: self.name,
+            about: self.removes,
+            cargo: self.cargo,
+            root: self.root,
             threads: Some(1),
             needs: &[],
             bound: BOUND,
             least: 1,
         };
-        let choice = if self.removed { name } else { "" };
-        let mut environment = vec![BUILD, (CHOICE, choice)];
-        if !self.removed && test.starts_with(LONG) {
-            environment.push(CONTROL);
-        }
-        let (outcome, lines) = runner::silently(&tier, &[test, "--exact"], &environment);
+        let environment = [BUILD, (CHOICE, self.name)];
+        let (outcome, lines) = runner::silently(&tier, &[self.test, "--exact"], &environment);
         *printed = lines;
-        judge(&outcome, test, self.removed)
+        uncaught(&outcome, self.test)
     }
 }
 
-/// Why a test did not come out as it should: without the mechanism it must fail, and with it pass.
-fn judge(outcome: &Outcome, test: &str, removed: bool) -> Option<String> {
+/// Why a test did not come out as it should without the mechanism: it must fail.
+fn uncaught(outcome: &Outcome, test: &str) -> Option<String> {
     // A crash or a time bound is no catch, and neither is another test's failure.
     if !outcome.troubles.is_empty() {
         return Some(outcome.troubles.join("; "));
     }
-    if outcome.passed + outcome.failed != 1 {
-        return Some(format!(
-            "{} tests are called {test}",
-            outcome.passed + outcome.failed
-        ));
+    let ran = outcome.passed + outcome.failed;
+    if ran != 1 {
+        return Some(format!("{ran} tests are called {test}"));
     }
-    match (removed, outcome.failures.iter().any(|name| name == test)) {
-        (true, true) | (false, false) => None,
-        (true, false) => Some(format!("{test} passes without it")),
-        (false, true) => Some(format!("{test} fails")),
-    }
+    let caught = outcome.failures.iter().any(|name| name == test);
+    (!caught).then(|| format!("{test} passes without it"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, judge};
+    use super::{Outcome, uncaught, uncontrolled};
 
     #[test]
     fn only_that_tests_failure_is_a_catch() {
@@ -190,15 +232,16 @@ mod tests {
         let none = ran(&["test result: ok. 0 passed; 0 failed"]);
         let mut stopped = Outcome::default();
         stopped.trouble("stopped".to_owned());
-        assert_eq!(judge(&failed, "a", true), None);
-        assert_eq!(judge(&passed, "a", false), None);
-        assert!(judge(&failed, "a", false).is_some());
-        assert!(judge(&failed, "b", true).is_some());
+        assert_eq!(uncaught(&failed, "a"), None);
+        assert_eq!(uncontrolled(&passed, &["a"]), None);
+        assert!(uncaught(&failed, "b").is_some());
+        assert!(uncontrolled(&failed, &["a"]).is_some());
+        assert!(uncontrolled(&passed, &["a", "b"]).is_some());
         for outcome in [&passed, &none, &stopped] {
-            assert!(judge(outcome, "a", true).is_some());
+            assert!(uncaught(outcome, "a").is_some());
         }
         for outcome in [&none, &stopped] {
-            assert!(judge(outcome, "a", false).is_some());
+            assert!(uncontrolled(outcome, &["a"]).is_some());
         }
     }
 }
