@@ -304,7 +304,11 @@ fn parse_v4(ctx: &TcContext, header: &mut Header) -> Parsed {
     let fragment = words[1].to_ne_bytes();
     let whole = (fragment[2] & 0x3f) | fragment[3] == 0;
     let mut total = u16::from_be_bytes([first[2], first[3]]) as u32;
-    if total == 0 && whole && kind == protocol::TCP && is_carried_together(ctx) {
+    if total == 0 {
+        if !whole || kind != protocol::TCP || !is_carried_together(ctx) {
+            // Here, and not by the comparison below: 6.1 would follow a header that is longer than 20 bytes and no longer than none.
+            return Parsed::Unjudged(Reason::Malformed);
+        }
         total = ctx.len() - L3;
     }
     if first[0] >> 4 != 4 || ihl < Ipv4Hdr::LEN as u32 || total < ihl || total + L3 > ctx.len() {
