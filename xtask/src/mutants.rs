@@ -203,6 +203,11 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "plan::tests::services::every_write_leaves_the_old_answer_or_the_new",
     ),
     unit(
+        "live-at-restart",
+        "agent/src/plan/restore.rs: a service's pool that is found again by backends that no new flow chooses",
+        "plan::tests::moved::it_keeps_those_that_no_new_flow_chooses_too",
+    ),
+    unit(
         "port-at-restart",
         "agent/src/plan/restore.rs: a service's pool that is found again at a start although the service's port is another",
         "plan::tests::moved::a_service_that_changes_its_port_between_two_agents_keeps_its_backends",
