@@ -275,6 +275,11 @@ const MUTANTS: &[Mutant] = &[
         "compile::services::tests::what_is_compiled_again_and_is_the_same_is_not_held_twice",
     ),
     unit(
+        "live-at-restart",
+        "agent/src/plan/restore.rs: a service's pool that is found again by backends that no new flow chooses",
+        "plan::tests::moved::it_keeps_those_that_no_new_flow_chooses_too",
+    ),
+    unit(
         "port-at-restart",
         "agent/src/plan/restore.rs: a service's pool that is found again at a start although the service's port is another",
         "plan::tests::moved::a_service_that_changes_its_port_between_two_agents_keeps_its_backends",

@@ -79,8 +79,8 @@ fn numbers(maps: &Contents, desired: &Desired, sizes: Sizes) -> BTreeMap<PoolKey
 }
 
 /// The pools of services whose port is another than when the agent ended: those behind frontends of the same address that nobody wants any
-/// more, where they have most backends in common. A flow that stands keeps its backend whatever its service's port is by now, and it is
-/// the backend's number that tells.
+/// more, where they have most backends in common, live or kept for their flows (all are, where a service that is for the node's own endpoints has
+/// none here any more). A flow that stands keeps its backend whatever its service's port is by now, and it is the backend's number that tells.
 fn moved(
     maps: &Contents,
     desired: &Desired,
@@ -96,6 +96,8 @@ fn moved(
             at.push(entry.pool);
         }
     }
+    let heads = maps.heads.values().map(|head| head.first);
+    let firsts: BTreeSet<u32> = heads.filter(|first| *first != 0).collect();
     for (key, frontend) in &desired.frontends {
         let Some(pools) = left.get(&(key.address, key.protocol)) else {
             continue;
@@ -108,8 +110,16 @@ fn moved(
         }
         let shared = |number: u32| {
             let head = maps.heads.get(&number).copied().unwrap_or_default();
-            let live = pools::read_run(maps, head.first, head.count);
-            let endpoints = live.into_iter().filter_map(|at| pools::endpoint(maps, at));
+            let count = if crate::mutant::removed("live-at-restart") {
+                head.count
+            } else {
+                // To the first that is none, or to the next run.
+                let next = firsts.range(head.first.saturating_add(1)..).next();
+                next.map_or(sizes.slots, |next| *next)
+                    .saturating_sub(head.first)
+            };
+            let stand = pools::read_run(maps, head.first, count);
+            let endpoints = stand.into_iter().filter_map(|at| pools::endpoint(maps, at));
             let shared = endpoints.filter(|endpoint| wanted.backends.contains_key(endpoint));
             (shared.count(), number)
         };

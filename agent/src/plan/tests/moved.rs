@@ -26,7 +26,11 @@ fn at_port(mut desired: Desired, port: u16) -> Desired {
 }
 
 fn endpoints(numbers: &[u8]) -> Option<BTreeMap<u8, (u8, bool)>> {
-    let serving = (backend_state::SERVING, true);
+    served(numbers, true)
+}
+
+fn served(numbers: &[u8], chosen: bool) -> Option<BTreeMap<u8, (u8, bool)>> {
+    let serving = (backend_state::SERVING, chosen);
     Some(numbers.iter().map(|number| (*number, serving)).collect())
 }
 
@@ -56,4 +60,20 @@ fn a_service_that_changes_its_port_between_two_agents_keeps_its_backends() {
     assert_eq!(keys, after.frontends.keys().collect::<Vec<_>>());
     let (_, plan) = Planner::restore(maps, after.clone());
     assert_eq!(plan.writes().count(), 0);
+}
+
+/// As where a service is for the node's own endpoints, of which there is none any more: flows that stand go on.
+#[test]
+fn it_keeps_those_that_no_new_flow_chooses_too() {
+    let mut memory = Memory::with(Contents::default(), Capacities::default());
+    let mut start = |desired: &Desired| {
+        let contents = memory.contents().unwrap();
+        let (mut planner, plan) = Planner::restore(contents, desired.clone());
+        apply(&mut planner, plan, &mut memory);
+        alive(&planner)
+    };
+    let numbers = start(&desired(&vec![(endpoints(&[1, 2, 3]), false)]));
+    let kept = desired(&vec![(served(&[1, 2, 3], false), false)]);
+    assert_eq!(start(&kept), numbers);
+    assert_eq!(start(&at_port(kept, 81)), numbers);
 }

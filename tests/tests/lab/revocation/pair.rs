@@ -1,6 +1,6 @@
 //! Connections with both of their ends in this process.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -122,6 +122,19 @@ fn connect_from(here: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Binds a socket to an address that another had. A process that some test starts holds a copy of what is closed here until it is another program.
+fn bound<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match make() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(POLL);
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Pair {
     /// A connection that `opener` makes to `responder`, by a service's address or by the responder's own, and that has carried a word
     /// each way.
@@ -144,7 +157,7 @@ impl Pair {
         let make = || -> Result<Vec<End>> {
             Ok(match proto {
                 Proto::Tcp => {
-                    let listener = to.run(|| TcpListener::bind(listens))??;
+                    let listener = to.run(|| bound(|| TcpListener::bind(listens)))??;
                     let address = by.map_or_else(|| listener.local_addr(), Ok)?;
                     let near = from.run(|| connect_from(here, address))??;
                     let (far, _) = listener.accept()?;
@@ -153,7 +166,7 @@ impl Pair {
                 }
                 Proto::Udp => {
                     let near = from.run(|| UdpSocket::bind((here, 0)))??;
-                    let far = to.run(|| UdpSocket::bind(listens))??;
+                    let far = to.run(|| bound(|| UdpSocket::bind(listens)))??;
                     near.connect(by.map_or_else(|| far.local_addr(), Ok)?)?;
                     far.connect(near.local_addr()?)?;
                     vec![End::Udp(near), End::Udp(far)]
@@ -224,7 +237,7 @@ impl Pair {
             End::Udp(gone) => {
                 let (own, peer) = (gone.local_addr()?, gone.peer_addr()?);
                 heir.netns.run(|| -> Result<UdpSocket> {
-                    let socket = UdpSocket::bind(own)?;
+                    let socket = bound(|| UdpSocket::bind(own))?;
                     socket.connect(peer)?;
                     Ok(socket)
                 })??
