@@ -113,10 +113,7 @@ fn moved(
             let count = if crate::mutant::removed("live-at-restart") {
                 head.count
             } else {
-                // To the first that is none, or to the next run.
-                let next = firsts.range(head.first.saturating_add(1)..).next();
-                next.map_or(sizes.slots, |next| *next)
-                    .saturating_sub(head.first)
+                room(sizes, &firsts, head.first)
             };
             let stand = pools::read_run(maps, head.first, count);
             let endpoints = stand.into_iter().filter_map(|at| pools::endpoint(maps, at));
@@ -218,16 +215,22 @@ fn restore_pools(maps: &Contents, desired: &Desired, sizes: Sizes) -> Pools {
     }
 }
 
+/// How long a run that begins there may be, by where it stands: to the next one, and no longer than its place is aligned. 0: none begins there.
+fn room(sizes: Sizes, firsts: &BTreeSet<u32>, first: u32) -> u32 {
+    if first == 0 || first >= sizes.slots {
+        return 0;
+    }
+    let next = firsts.range(first + 1..).next().copied();
+    let aligned = 1u32 << first.trailing_zeros();
+    aligned.min(next.unwrap_or(sizes.slots).min(sizes.slots) - first)
+}
+
 /// Reads a pool's run. How long it is stands nowhere: as long as it is filled, and no longer than where it stands allows.
 fn read(maps: &Contents, sizes: Sizes, firsts: &BTreeSet<u32>, state: &mut PoolState) {
     let head = maps.heads.get(&state.number).copied().unwrap_or_default();
-    if head.first == 0 || head.first >= sizes.slots {
+    let length = room(sizes, firsts, head.first);
+    if length == 0 {
         return;
-    }
-    let aligned = 1u32 << head.first.trailing_zeros();
-    let mut length = aligned.min(sizes.slots - head.first);
-    if let Some(next) = firsts.range(head.first + 1..).next() {
-        length = length.min(next - head.first);
     }
     let mut array = pools::read_run(maps, head.first, length);
     // The largest power of two that is free of others, and not longer than it was filled.

@@ -157,6 +157,9 @@ impl Builder<'_> {
     }
 
     pub(super) fn groups(&mut self) {
+        if self.dirty.groups.is_empty() {
+            return;
+        }
         let holders = Holders::new(&*self.planner, &self.dirty);
         for identity in std::mem::take(&mut self.dirty.groups) {
             let wanted = self.planner.desired.groups.get(&identity);
