@@ -138,7 +138,11 @@ impl Model {
             let mut half = self.pointed(opening.ends, pool, *number);
             let free = self.free(at, opening.ends, &half);
             let cleared = self.in_the_way(opening.ends, &half);
-            let denied = self.judge(&question(opening, &half), &mut half).err();
+            let denied = if in_pieces(at, &half) {
+                Some(Reason::Fragment)
+            } else {
+                self.judge(&question(opening, &half), &mut half).err()
+            };
             let gone = |ends: &Ends| at.chance.vanished.contains(ends);
             (
                 denied == at.chance.told_reason,
