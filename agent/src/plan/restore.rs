@@ -96,6 +96,9 @@ fn moved(
             at.push(entry.pool);
         }
     }
+    if left.is_empty() {
+        return;
+    }
     let heads = maps.heads.values().map(|head| head.first);
     let firsts: BTreeSet<u32> = heads.filter(|first| *first != 0).collect();
     for (key, frontend) in &desired.frontends {

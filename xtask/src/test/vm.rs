@@ -99,7 +99,7 @@ const PARTS: &[Part] = &[
             // Thousands of damaged frames.
             "parsing::no_frame_however_damaged_leaves_a_pod_that_may_send_nothing",
         ],
-        // Each thread loads programs of its own, which takes less than half of the rows.
+        // Each thread loads programs of its own, which takes less time than half of the rows.
         threads: 2,
         bound: Duration::from_mins(8),
         least: 100,

@@ -46,15 +46,20 @@ impl Model {
             Ok(half) => half,
             Err(reason) => return Opened::No(reason),
         };
-        if in_pieces(at, &half) {
-            return Opened::No(Reason::Fragment);
-        }
         half.host = opening.host;
         half.midstream = opening.midstream;
-        if let Err(reason) = self.judge(&question(opening, &half), &mut half) {
+        if let Err(reason) = self.permit(at, opening, &mut half) {
             return Opened::No(reason);
         }
         self.insert(at, opening, half)
+    }
+
+    /// Whether a flow to these ends may be: whether its packet can be translated, and what policy says.
+    fn permit(&self, at: &Arrival<'_>, opening: &Opening, half: &mut Half) -> Result<(), Reason> {
+        if in_pieces(at, half) {
+            return Err(Reason::Fragment);
+        }
+        self.judge(&question(opening, half), half)
     }
 
     /// The ends behind the node: a backend, where a service is asked for, and ends that clash with no live flow's.
@@ -138,11 +143,7 @@ impl Model {
             let mut half = self.pointed(opening.ends, pool, *number);
             let free = self.free(at, opening.ends, &half);
             let cleared = self.in_the_way(opening.ends, &half);
-            let denied = if in_pieces(at, &half) {
-                Some(Reason::Fragment)
-            } else {
-                self.judge(&question(opening, &half), &mut half).err()
-            };
+            let denied = self.permit(at, opening, &mut half).err();
             let gone = |ends: &Ends| at.chance.vanished.contains(ends);
             (
                 denied == at.chance.told_reason,

@@ -7,7 +7,7 @@ use super::fake::Fake;
 
 /// The first wait of the backoff and its jitter: client-go's 800 ms, and up to as much again; and what the clock, which counts in whole milliseconds, is
 /// late by.
-const FIRST: std::ops::Range<Duration> = Duration::from_millis(800)..Duration::from_millis(1_602);
+const FIRST: std::ops::Range<Duration> = Duration::from_millis(800)..Duration::from_millis(1_601);
 /// Long enough to be no blip, short enough to be no outage.
 const BLIP: Duration = Duration::from_secs(1);
 
